@@ -1,0 +1,60 @@
+//! How a model is loaded and how its engine runs; the server fills these from flags and files.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where a model's files are. Always local: fetching from a hub is the server's work.
+#[derive(Debug, Clone)]
+pub struct ModelSource {
+    /// A GGUF file, or a directory of safetensors with `config.json` and `tokenizer.json`.
+    pub path: PathBuf,
+    /// The name clients use; `None`: the file's or directory's name.
+    pub id: Option<String>,
+    /// Replaces the template in the files (`--chat-template`): a Jinja file.
+    pub chat_template: Option<PathBuf>,
+}
+
+/// What one engine may use.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Sequences in one step's batch (`--max-seqs`).
+    pub max_num_seqs: usize,
+    /// Tokens one step may compute over all sequences (`--max-num-batched-tokens`).
+    /// More: throughput. Fewer: inter-token latency.
+    pub max_num_batched_tokens: usize,
+    /// Requests that may wait for admission; one more is refused with [`crate::RequestError::QueueFull`].
+    pub max_waiting_requests: usize,
+    /// Tokens per KV block (`--pa-block-size`).
+    pub block_size: usize,
+    /// Bytes for KV blocks (`--pa-memory-mb`); `None`: sized from free memory and `max_num_seqs`.
+    pub kv_memory_bytes: Option<usize>,
+    /// How KV is stored (`--pa-cache-type`).
+    pub kv_dtype: KvDType,
+    /// Whether finished prompts stay in the prefix cache (`--prefix-cache-n 0` turns it off).
+    pub enable_prefix_cache: bool,
+    /// Overrides the context length in the model's files downward.
+    pub max_model_len: Option<usize>,
+    /// Seeds requests that bring no seed, for a reproducible run (`--seed`); `None`: random.
+    pub seed: Option<u64>,
+    /// How long running requests may go on after [`crate::Model::shutdown`] began.
+    pub drain_timeout: Duration,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            max_num_seqs: 32,
+            max_num_batched_tokens: 512,
+            max_waiting_requests: 256,
+            block_size: 32,
+            kv_memory_bytes: None,
+            kv_dtype: KvDType::F16,
+            enable_prefix_cache: true,
+            max_model_len: None,
+            seed: None,
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+pub use mistralrs_paged_attn::KvDType;

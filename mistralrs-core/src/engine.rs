@@ -1,0 +1,302 @@
+//! The loop: one thread per loaded model, one packed ragged batch per step.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::Tensor;
+use mistralrs_paged_attn::{BlockUsage, KvCache};
+
+use crate::admission::{Admission, EngineStatus};
+use crate::generation::{Generation, SequenceEvent};
+use crate::metrics::ModelMetrics;
+use crate::models::{CausalLm, StepBatch};
+use crate::request::FinishReason;
+use crate::sampling::SamplerScratch;
+use crate::scheduler::{Phase, ScheduledChunk, Scheduler, StepPlan};
+use crate::sequence::SequenceId;
+
+/// Runs one model. Owns weights, KV tensors, scheduler and sampling state; shares only [`Admission`].
+pub(crate) struct Engine {
+    model: Box<dyn CausalLm>,
+    kv: KvCache,
+    scheduler: Scheduler,
+    generations: HashMap<SequenceId, Generation>,
+    admission: Arc<Admission>,
+    metrics: ModelMetrics,
+    /// Vocabulary-sized buffers, lent to one sampler after the other.
+    scratch: SamplerScratch,
+    last_usage: BlockUsage,
+}
+
+/// Whether a step had anything to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StepOutcome {
+    Ran,
+    Idle,
+}
+
+impl Engine {
+    pub fn new(
+        model: Box<dyn CausalLm>,
+        kv: KvCache,
+        scheduler: Scheduler,
+        admission: Arc<Admission>,
+        metrics: ModelMetrics,
+    ) -> Self {
+        Self {
+            model,
+            kv,
+            scheduler,
+            generations: HashMap::new(),
+            admission,
+            metrics,
+            scratch: SamplerScratch::default(),
+            last_usage: BlockUsage::default(),
+        }
+    }
+
+    /// Steps until [`Admission::close`] and the last sequence's end. Sleeps when idle: the next request wakes it.
+    pub fn run(mut self) {
+        loop {
+            match catch_unwind(AssertUnwindSafe(|| self.step())) {
+                Ok(StepOutcome::Ran) => {}
+                Ok(StepOutcome::Idle) if self.admission.is_closed() => break,
+                Ok(StepOutcome::Idle) => std::thread::park(),
+                Err(panic) => self.fail_running(&format!("the engine step panicked: {}", panic_message(&*panic))),
+            }
+        }
+    }
+
+    /// One step: drain, schedule, forward, sample, emit.
+    pub fn step(&mut self) -> StepOutcome {
+        self.admit_arrivals();
+        self.drop_cancelled();
+        let started_at = Instant::now();
+        let plan = self.scheduler.schedule(&self.admission.blocks);
+        self.announce(&plan, started_at);
+        if plan.chunks.is_empty() {
+            self.refuse_unschedulable();
+            self.publish_status();
+            return StepOutcome::Idle;
+        }
+        match self.forward(&plan) {
+            Ok(logits) => self.emit(&plan, &logits),
+            Err(error) => self.fail_planned(&plan, &format!("the model failed: {error}")),
+        }
+        self.observe(&plan, started_at);
+        self.publish_status();
+        StepOutcome::Ran
+    }
+
+    /// Takes in what handlers submitted since the last step.
+    fn admit_arrivals(&mut self) {
+        let num_backlog = self.scheduler.waiting().len();
+        for new in self.admission.drain(num_backlog) {
+            self.generations.insert(new.sequence.id, new.generation);
+            self.scheduler.enqueue(new.sequence);
+        }
+    }
+
+    /// Ends sequences whose client left, running or waiting.
+    fn drop_cancelled(&mut self) {
+        let cancelled: Vec<_> =
+            self.generations.iter().filter(|(_, generation)| generation.is_cancelled()).map(|(&id, _)| id).collect();
+        for id in cancelled {
+            self.finish(id, FinishReason::Cancelled);
+        }
+    }
+
+    /// Tells streams and metrics what the plan decided.
+    fn announce(&mut self, plan: &StepPlan, now: Instant) {
+        for id in &plan.admitted {
+            let Some(sequence) = self.scheduler.running_mut(*id) else { continue };
+            let num_cached_tokens = sequence.num_cached;
+            let Some(generation) = self.generations.get_mut(id) else { continue };
+            if !std::mem::replace(&mut generation.has_started, true) {
+                self.metrics.queue_wait.observe((now - generation.arrived_at).as_secs_f64());
+                generation.send(SequenceEvent::Started { num_cached_tokens });
+            }
+        }
+        self.metrics.preemptions.inc_by(plan.preempted.len() as u64);
+    }
+
+    /// Runs the planned chunks as one packed batch; logits `[L, V]` of the chunks that end in a token to sample.
+    fn forward(&mut self, plan: &StepPlan) -> candle_core::Result<Tensor> {
+        let batch = self.pack(plan);
+        self.model.forward(&batch, &mut self.kv)
+    }
+
+    /// Lays the chunks end to end: no padding, whatever their lengths.
+    fn pack(&self, plan: &StepPlan) -> StepBatch {
+        let block_size = self.admission.blocks.block_size();
+        let chunks: Vec<_> = plan
+            .chunks
+            .iter()
+            .filter_map(|chunk| Some((chunk, self.scheduler.running_sequence(chunk.id)?)))
+            .collect();
+        let max_blocks = chunks.iter().map(|(_, sequence)| sequence.block_table.blocks().len()).max().unwrap_or(0);
+        let mut batch = StepBatch::default();
+        batch.ragged.max_blocks = max_blocks;
+        batch.ragged.query_offsets.push(0);
+        for (chunk, sequence) in chunks {
+            let blocks = sequence.block_table.blocks();
+            let end = sequence.num_computed + chunk.num_scheduled;
+            for position in sequence.num_computed..end {
+                batch.token_ids.push(sequence.token_ids[position]);
+                batch.positions.push(position as u32);
+                let slot = blocks[position / block_size].0 as usize * block_size + position % block_size;
+                batch.ragged.slot_mapping.push(slot as u32);
+            }
+            batch.ragged.query_offsets.push(batch.token_ids.len() as u32);
+            batch.ragged.context_lens.push(end as u32);
+            batch.ragged.block_tables.extend(blocks.iter().map(|block| block.0));
+            batch.ragged.block_tables.extend(std::iter::repeat_n(0, max_blocks - blocks.len()));
+            if chunk.is_last {
+                batch.logit_rows.push(batch.token_ids.len() as u32 - 1);
+            }
+        }
+        batch
+    }
+
+    /// Records the computed tokens, and samples and sends one for each chunk that reached its newest token.
+    fn emit(&mut self, plan: &StepPlan, logits: &Tensor) {
+        for chunk in &plan.chunks {
+            self.scheduler.complete(chunk, &self.admission.blocks);
+        }
+        let last: Vec<_> = plan.chunks.iter().filter(|chunk| chunk.is_last).map(|chunk| chunk.id).collect();
+        if last.is_empty() {
+            return;
+        }
+        let mut rows = match logits.flatten_all().and_then(|logits| logits.to_vec1::<f32>()) {
+            Ok(rows) => rows,
+            Err(error) => return self.fail_planned(plan, &format!("reading the logits failed: {error}")),
+        };
+        let vocab_size = rows.len() / last.len();
+        for (id, row) in last.into_iter().zip(rows.chunks_exact_mut(vocab_size)) {
+            // A fault in one request's sampling ends that request, not its neighbours in the batch.
+            match catch_unwind(AssertUnwindSafe(|| self.sample(id, row))) {
+                Ok(Ok(())) => {}
+                Ok(Err(message)) => self.fail(id, message),
+                Err(panic) => self.fail(id, format!("sampling panicked: {}", panic_message(&*panic))),
+            }
+        }
+    }
+
+    /// Picks the next token of `id` from its logits, sends it, and ends the sequence where it ends.
+    fn sample(&mut self, id: SequenceId, logits: &mut [f32]) -> Result<(), String> {
+        let (Some(sequence), Some(generation)) = (self.scheduler.running_mut(id), self.generations.get_mut(&id)) else {
+            return Ok(());
+        };
+        let sampled = generation.sampler.sample(logits, &mut self.scratch).map_err(|error| error.to_string())?;
+        let token_id = sampled.token_id;
+        sequence.token_ids.push(token_id);
+        let num_output_tokens = sequence.num_output_tokens();
+        let now = Instant::now();
+        match generation.last_token_at.replace(now) {
+            None => self.metrics.time_to_first_token.observe((now - generation.arrived_at).as_secs_f64()),
+            Some(before) => self.metrics.inter_token_latency.observe((now - before).as_secs_f64()),
+        }
+        let reason = generation.finish_reason(token_id, num_output_tokens);
+        if reason != Some(FinishReason::Stop) {
+            generation.send(SequenceEvent::Token(sampled));
+        }
+        if let Some(reason) = reason {
+            self.finish(id, reason);
+        }
+        Ok(())
+    }
+
+    /// Frees the sequence's blocks and tells its stream why it ended.
+    fn finish(&mut self, id: SequenceId, reason: FinishReason) {
+        let num_completion_tokens =
+            self.scheduler.remove(id, &self.admission.blocks).map_or(0, |sequence| sequence.num_output_tokens());
+        if let Some(generation) = self.generations.remove(&id) {
+            generation.send(SequenceEvent::Finished { reason, num_completion_tokens });
+            self.metrics.completed(reason).inc();
+        }
+        self.admission.forget(id);
+    }
+
+    /// Ends a sequence by a fault; the message reaches its client.
+    fn fail(&mut self, id: SequenceId, message: String) {
+        tracing::error!(id = id.0, message, "sequence failed");
+        if let Some(generation) = self.generations.get(&id) {
+            generation.send(SequenceEvent::Failed { message });
+        }
+        self.finish(id, FinishReason::Error);
+    }
+
+    fn fail_planned(&mut self, plan: &StepPlan, message: &str) {
+        for ScheduledChunk { id, .. } in &plan.chunks {
+            self.fail(*id, message.to_owned());
+        }
+    }
+
+    /// After a panic nobody knows which sequences were half-way: all running ones end, waiting ones go on.
+    fn fail_running(&mut self, message: &str) {
+        let running: Vec<_> = self.scheduler.running().iter().map(|sequence| sequence.id).collect();
+        for id in running {
+            self.fail(id, message.to_owned());
+        }
+    }
+
+    /// With an empty batch the first in line always fits, since submission checked its size. Should that ever be
+    /// wrong, one failed request is better than a queue that stands still for ever.
+    fn refuse_unschedulable(&mut self) {
+        let first = self.scheduler.waiting().next().map(|sequence| sequence.id);
+        if let Some(id) = first {
+            self.fail(id, "the sequence does not fit an empty KV cache".to_owned());
+            self.admission.wake();
+        }
+    }
+
+    fn observe(&self, plan: &StepPlan, started_at: Instant) {
+        let has = |phase| plan.chunks.iter().any(|chunk| chunk.phase == phase);
+        let step = match (has(Phase::Prefill), has(Phase::Decode)) {
+            (true, true) => &self.metrics.step_mixed,
+            (true, false) => &self.metrics.step_prefill,
+            _ => &self.metrics.step_decode,
+        };
+        step.observe(started_at.elapsed().as_secs_f64());
+        let num_tokens: usize = plan.chunks.iter().map(|chunk| chunk.num_scheduled).sum();
+        self.metrics.tokens_processed.inc_by(num_tokens as u64);
+    }
+
+    /// What admission and scrapes see until the next step.
+    fn publish_status(&mut self) {
+        let usage = self.admission.blocks.usage();
+        let status = EngineStatus {
+            num_running: self.scheduler.running().len(),
+            num_waiting: self.scheduler.waiting().len(),
+            num_blocks_used: usage.num_used,
+            num_blocks_total: usage.num_total,
+        };
+        self.admission.publish(status);
+        self.metrics.sequences_running.set(status.num_running as i64);
+        self.metrics.sequences_waiting.set(status.num_waiting as i64);
+        self.metrics.blocks_used.set(usage.num_used as i64);
+        self.metrics.prefix_lookups.inc_by(usage.num_lookups - self.last_usage.num_lookups);
+        self.metrics.prefix_hits.inc_by(usage.num_hits - self.last_usage.num_hits);
+        self.metrics.prefix_evictions.inc_by(usage.num_evictions - self.last_usage.num_evictions);
+        self.last_usage = usage;
+    }
+}
+
+impl Drop for Engine {
+    /// However the thread ends, nobody waits for it: queued and running streams see their channel close.
+    fn drop(&mut self) {
+        self.scheduler.clear(&self.admission.blocks);
+        self.admission.stop();
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

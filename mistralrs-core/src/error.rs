@@ -1,0 +1,114 @@
+//! What can go wrong, as data: loading a model, and serving a request.
+
+use std::path::PathBuf;
+
+/// Why a model could not be loaded. Each says which file and what would be right.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file or directory is not there or cannot be read.
+    #[error("cannot read `{path}`: {source}", path = path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file is not what its name or header says, or ends early.
+    #[error("`{path}` is damaged or not a model file: {reason}", path = path.display())]
+    Malformed {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The architecture is none that this build knows.
+    #[error("architecture `{found}` in `{path}` is not supported; supported: {supported}", path = path.display())]
+    UnsupportedArchitecture {
+        /// Where it was read.
+        path: PathBuf,
+        /// What it names.
+        found: String,
+        /// What would work, comma separated.
+        supported: String,
+    },
+    /// A tensor, key or file that the architecture needs is absent or has a wrong shape.
+    #[error("`{path}`: {reason}", path = path.display())]
+    Incomplete {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// The tokenizer cannot be built.
+    #[error("tokenizer of `{path}`: {reason}", path = path.display())]
+    Tokenizer {
+        /// Where it was read.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The chat template does not compile.
+    #[error("chat template of `{path}`: {reason}", path = path.display())]
+    ChatTemplate {
+        /// Where it was read.
+        path: PathBuf,
+        /// The template engine's message.
+        reason: String,
+    },
+    /// Memory or configuration does not allow what was asked.
+    #[error("{0}")]
+    Config(String),
+    /// A tensor operation failed.
+    #[error("tensor operation failed while loading: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// Why a request was not accepted. Nothing was started.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum RequestError {
+    /// A parameter is out of its range.
+    #[error("{message}")]
+    Invalid {
+        /// The parameter's name in the API.
+        param: &'static str,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// Prompt and output cannot fit the context length or the KV cache, ever.
+    #[error("the prompt has {num_prompt_tokens} tokens and {num_new_tokens} more were asked for, but {limit_name} is {limit} tokens")]
+    TooLong {
+        /// Tokens of the prompt.
+        num_prompt_tokens: usize,
+        /// Tokens asked for.
+        num_new_tokens: usize,
+        /// Which limit: the model's context length or the KV cache.
+        limit_name: &'static str,
+        /// Its size in tokens.
+        limit: usize,
+    },
+    /// The chat template refused the messages.
+    #[error("the chat template refused the messages: {0}")]
+    Template(String),
+    /// The model has no chat template.
+    #[error("this model has no chat template; use /v1/completions or start with --chat-template")]
+    NoChatTemplate,
+    /// The admission queue is at its limit.
+    #[error("{num_waiting} requests are waiting, which is the limit; try again in {retry_after_seconds} s")]
+    QueueFull {
+        /// Requests waiting.
+        num_waiting: usize,
+        /// A guess when there will be room.
+        retry_after_seconds: u64,
+    },
+    /// The engine is draining or has stopped.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// No model has this name.
+    #[error("the model `{requested}` does not exist; loaded: {available}")]
+    UnknownModel {
+        /// What was asked for.
+        requested: String,
+        /// What is there, comma separated.
+        available: String,
+    },
+}

@@ -1,0 +1,19 @@
+//! What decoders are made of. Tensors in, tensors out; no file formats and no architectures.
+//!
+//! On the CPU activations are f32 and every layer is *row-invariant*: what it computes for a token has the same bits
+//! whatever other tokens are in the batch. That is what lets N requests together answer as each would alone.
+
+pub mod attention;
+pub mod dense;
+pub mod linear;
+pub mod mlp;
+pub mod norm;
+pub mod rotary;
+mod rows;
+
+pub use attention::{Attention, HeadCounts};
+pub use dense::{DenseDType, DenseMatrix};
+pub use linear::{FusedLinear, Linear, WeightMatrix};
+pub use mlp::SwiGluMlp;
+pub use norm::RmsNorm;
+pub use rotary::{Llama3Scaling, RotaryAngles, RotaryConfig, RotaryEmbedding, RotaryPairing, RotaryScaling};

@@ -1,0 +1,33 @@
+//! The engine: loading, models, scheduler, sampler.
+//!
+//! Reading order: [`model::Model`] is what a server holds, [`request`] what it submits,
+//! [`engine`] the loop, [`scheduler`] what each step runs, [`sampling`] how a token is picked,
+//! [`loader`] how weights, tokenizer and template come off the disk.
+//!
+//! **Never** here: sockets, HTTP types, MCP, environment variables.
+
+mod admission;
+pub mod config;
+pub mod detokenizer;
+mod engine;
+pub mod error;
+mod generation;
+pub mod layers;
+pub mod loader;
+mod kv_budget;
+pub mod metrics;
+pub mod model;
+pub mod model_router;
+pub mod models;
+pub mod request;
+pub mod sampling;
+pub mod scheduler;
+pub mod sequence;
+mod stream;
+
+pub use config::EngineConfig;
+pub use error::{LoadError, RequestError};
+pub use metrics::EngineMetrics;
+pub use model::Model;
+pub use model_router::ModelRouter;
+pub use request::{FinishReason, GenerateRequest, Prompt, SamplingParams, StopConditions, TextEvent, TextStream};

@@ -1,0 +1,173 @@
+//! GGUF files: weights, hyperparameters, tokenizer and template in one.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::{Content, TensorInfo};
+
+use crate::config::ModelSource;
+use crate::error::LoadError;
+use crate::layers::RotaryScaling;
+use crate::loader::mapped_file::MappedFile;
+use crate::loader::progress::LoadProgress;
+use crate::loader::weights::{Naming, Role, StoredTensor, WeightFiles, Weights};
+use crate::loader::{LoadedModel, ModelDescription, check_vocabulary, compile_template, main_dtype, tokenizer};
+
+mod header;
+mod metadata;
+
+use header::HeaderError;
+use metadata::Metadata;
+
+/// An open GGUF file whose header and tensor bounds have been checked.
+struct GgufFile {
+    path: PathBuf,
+    map: MappedFile,
+    content: Content,
+    tensors: HashMap<String, LocatedTensor>,
+}
+
+struct LocatedTensor {
+    dtype: GgmlDType,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+/// Reads the model in the GGUF file at `path`.
+///
+/// # Errors
+/// What is wrong with the file. The weights are read last, so most errors come at once.
+pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError> {
+    let file = GgufFile::open(path)?;
+    let metadata = Metadata::new(path, &file.content);
+    let architecture = metadata.architecture()?;
+    let vocab_size = file.tensors.get("token_embd.weight").and_then(|table| table.shape.first().copied());
+    let mut config = metadata.decoder_config(architecture, vocab_size)?;
+    let malformed = |reason| LoadError::Malformed { path: path.to_owned(), reason };
+    config.check().map_err(malformed)?;
+
+    let tokenizer = tokenizer::from_gguf(&file.content)
+        .map_err(|reason| LoadError::Tokenizer { path: path.to_owned(), reason })?;
+    check_vocabulary(path, &tokenizer, config.vocab_size)?;
+    let template = (path, metadata.chat_template());
+    let chat_template = compile_template(source, template, metadata.special_texts())?;
+    let eos_token_ids = metadata.eos_token_ids(config.vocab_size);
+
+    let name = path.file_stem().map_or_else(|| "model".into(), |name| name.to_string_lossy());
+    let progress = LoadProgress::new(&name, file.num_tensor_bytes());
+    let mut weights = Weights::new(&file, &progress);
+    if config.rotary.scaling == RotaryScaling::None && weights.has(Role::RotaryDivisors) {
+        let divisors = weights.vector(Role::RotaryDivisors, config.rotary.size / 2)?;
+        config.rotary.scaling = RotaryScaling::Divisors(divisors);
+    }
+    let model = (architecture.build)(&config, &mut weights)?;
+    let totals = weights.totals();
+    progress.finish();
+    let description = ModelDescription {
+        architecture: architecture.name.to_owned(),
+        quantization: metadata.file_type().map_or_else(|| main_dtype(file.tensors.values().map(|tensor| (format!("{:?}", tensor.dtype), tensor.bytes.len()))), str::to_owned),
+        num_parameters: totals.num_parameters,
+        num_weight_bytes: totals.num_bytes,
+    };
+    Ok(LoadedModel { model, tokenizer, chat_template, eos_token_ids, description })
+}
+
+impl GgufFile {
+    fn open(path: &Path) -> Result<Self, LoadError> {
+        let map = MappedFile::open(path)?;
+        let malformed = |reason| LoadError::Malformed { path: path.to_owned(), reason };
+        let alignment = header::check(&map).map_err(|error| match error {
+            HeaderError::Malformed(reason) => malformed(reason),
+            HeaderError::Unsupported(reason) => LoadError::Incomplete { path: path.to_owned(), reason },
+        })?;
+        let mut content =
+            Content::read(&mut std::io::Cursor::new(&*map)).map_err(|error| malformed(message(error)))?;
+        let data = DataSection { start: content.tensor_data_offset, alignment: alignment.into(), file_len: map.len() };
+        let tensors = std::mem::take(&mut content.tensor_infos)
+            .into_iter()
+            .map(|(name, info)| {
+                let located = data.locate(info).map_err(|reason| malformed(format!("tensor `{name}` {reason}")))?;
+                Ok((name, located))
+            })
+            .collect::<Result<_, LoadError>>()?;
+        Ok(Self { path: path.to_owned(), map, content, tensors })
+    }
+
+    fn num_tensor_bytes(&self) -> u64 {
+        self.tensors.values().map(|tensor| tensor.bytes.len() as u64).sum()
+    }
+}
+
+impl WeightFiles for GgufFile {
+    fn naming(&self) -> Naming {
+        Naming::Gguf
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn find(&self, name: &str) -> Result<Option<StoredTensor<'_>>, LoadError> {
+        let stored = |tensor: &LocatedTensor| self.map.get(tensor.bytes.clone());
+        Ok(self.tensors.get(name).and_then(|tensor| {
+            Some(StoredTensor { dtype: tensor.dtype, shape: &tensor.shape, data: stored(tensor)? })
+        }))
+    }
+
+    fn release(&self, name: &str) {
+        if let Some(tensor) = self.tensors.get(name) {
+            self.map.release(tensor.bytes.clone());
+        }
+    }
+}
+
+/// Where tensors may lie.
+struct DataSection {
+    start: u64,
+    alignment: u64,
+    file_len: usize,
+}
+
+impl DataSection {
+    /// The bytes of the tensor that `info` describes, all inside the file; or what is wrong with it.
+    fn locate(&self, info: TensorInfo) -> Result<LocatedTensor, String> {
+        let shape = info.shape.into_dims();
+        let dtype = info.ggml_dtype;
+        let num_elements = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
+        let row_len = shape.last().copied().unwrap_or(1);
+        if !row_len.is_multiple_of(dtype.block_size()) {
+            return Err(format!("has rows of {row_len} values, not a multiple of {dtype:?}'s {}", dtype.block_size()));
+        }
+        if !info.offset.is_multiple_of(self.alignment) {
+            return Err(format!("lies at offset {}, not a multiple of {}", info.offset, self.alignment));
+        }
+        let num_bytes = num_elements.and_then(|count| (count / dtype.block_size()).checked_mul(dtype.type_size()));
+        let start = self.start.checked_add(info.offset).and_then(|start| usize::try_from(start).ok());
+        let bytes = num_bytes.zip(start).and_then(|(num_bytes, start)| Some(start..start.checked_add(num_bytes)?));
+        match bytes {
+            Some(bytes) if bytes.end <= self.file_len => Ok(LocatedTensor { dtype, shape, bytes }),
+            _ => Err(format!(
+                "of shape {shape:?} at offset {} ends after the file, which has {} bytes: it is cut off or damaged",
+                info.offset, self.file_len
+            )),
+        }
+    }
+}
+
+/// What `error` says, without the backtrace that candle adds when the environment asks for one.
+fn message(error: candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => message(*inner),
+        other => other.to_string(),
+    }
+}
+
+/// Ids as a set, without those the model has no row for.
+fn within_vocabulary(ids: impl IntoIterator<Item = u32>, vocab_size: usize) -> BTreeSet<u32> {
+    ids.into_iter().filter(|id| (*id as usize) < vocab_size).collect()
+}
+
+#[cfg(test)]
+mod tests;

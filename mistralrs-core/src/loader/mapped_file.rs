@@ -1,0 +1,49 @@
+//! A model file in the address space: read in place, dropped page by page as its tensors are copied.
+
+use std::fs::File;
+use std::ops::{Deref, Range};
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use crate::error::LoadError;
+
+/// A read-only map of a whole file.
+#[derive(Debug)]
+pub struct MappedFile(Mmap);
+
+impl MappedFile {
+    /// # Errors
+    /// [`LoadError::Io`].
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        let io_error = |source| LoadError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io_error)?;
+        // SAFETY: the map is read-only and lives only while the model loads. Should another process cut the file off
+        // in that time, the kernel ends this process (SIGBUS): weights are not replaced in place by any known tool.
+        let map = unsafe { Mmap::map(&file) }.map_err(io_error)?;
+        Ok(Self(map))
+    }
+
+    /// `range` has been copied: its pages may leave memory, so that a load does not hold the weights twice.
+    pub fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            use memmap2::UncheckedAdvice;
+            // SAFETY: the map is shared and read-only: a page that is dropped comes back from the file unchanged.
+            let advised = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+            if let Err(error) = advised {
+                tracing::debug!(%error, "pages of a copied tensor stay mapped");
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}

@@ -1,0 +1,172 @@
+//! What the engine tells about itself; names are SPEC section 6's.
+
+use mistralrs_telemetry::buckets::LATENCY_BUCKETS;
+use mistralrs_telemetry::registry::{
+    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, counter, gauge, histogram,
+    register,
+};
+
+use crate::request::FinishReason;
+
+/// The engine's metrics, one set per process; [`EngineMetrics::for_model`] gives one model's part. Labels: `model` is a
+/// configured name, `phase` is `prefill`, `decode` or `mixed`, `reason` one of the few words of an enum.
+#[derive(Clone)]
+pub struct EngineMetrics {
+    time_to_first_token: HistogramVec,
+    inter_token_latency: HistogramVec,
+    queue_wait: HistogramVec,
+    step: HistogramVec,
+    tokens_processed: IntCounterVec,
+    sequences_running: IntGaugeVec,
+    sequences_waiting: IntGaugeVec,
+    sequences_capacity: IntGaugeVec,
+    sequences_completed: IntCounterVec,
+    sequences_rejected: IntCounterVec,
+    blocks_used: IntGaugeVec,
+    blocks_total: IntGaugeVec,
+    prefix_lookups: IntCounterVec,
+    prefix_hits: IntCounterVec,
+    prefix_evictions: IntCounterVec,
+    preemptions: IntCounterVec,
+}
+
+impl EngineMetrics {
+    /// Registers all of them; once per registry.
+    pub fn register(registry: &Registry) -> Self {
+        let seconds = |name, help, labels: &[&str]| register(registry, histogram(name, help, LATENCY_BUCKETS, labels));
+        let count = |name, help, labels: &[&str]| register(registry, counter(name, help, labels));
+        let level = |name, help| register(registry, gauge(name, help, &["model"]));
+        let model = ["model"];
+        Self {
+            time_to_first_token: seconds(
+                "mistralrs_time_to_first_token_seconds",
+                "Time from arrival to the first token of a choice",
+                &model,
+            ),
+            inter_token_latency: seconds(
+                "mistralrs_inter_token_latency_seconds",
+                "Time between two tokens of one choice",
+                &model,
+            ),
+            queue_wait: seconds("mistralrs_queue_wait_seconds", "Time from arrival to first prefill", &model),
+            step: seconds("mistralrs_step_seconds", "Duration of one engine step", &["model", "phase"]),
+            tokens_processed: count(
+                "mistralrs_tokens_processed_total",
+                "Tokens computed, prompt and generated, recomputed ones included",
+                &model,
+            ),
+            sequences_running: level("mistralrs_sequences_running", "Sequences in the batch"),
+            sequences_waiting: level("mistralrs_sequences_waiting", "Sequences waiting for admission"),
+            sequences_capacity: level("mistralrs_sequences_capacity", "Sequences the batch can hold"),
+            sequences_completed: count(
+                "mistralrs_sequences_completed_total",
+                "Sequences that ended, by reason",
+                &["model", "reason"],
+            ),
+            sequences_rejected: count(
+                "mistralrs_sequences_rejected_total",
+                "Sequences refused at admission, by reason",
+                &["model", "reason"],
+            ),
+            blocks_used: level("mistralrs_kv_cache_blocks_used", "KV blocks held by sequences"),
+            blocks_total: level("mistralrs_kv_cache_blocks_total", "KV blocks in all"),
+            prefix_lookups: count(
+                "mistralrs_prefix_cache_lookups_total",
+                "Full prompt blocks looked up in the prefix cache",
+                &model,
+            ),
+            prefix_hits: count("mistralrs_prefix_cache_hits_total", "Prompt blocks found in the prefix cache", &model),
+            prefix_evictions: count(
+                "mistralrs_prefix_cache_evictions_total",
+                "Cached blocks given up for new ones",
+                &model,
+            ),
+            preemptions: count(
+                "mistralrs_paged_preemptions_total",
+                "Sequences that lost their KV blocks and recompute",
+                &model,
+            ),
+        }
+    }
+
+    /// The part of one model, with every series at zero so that rates start at the first event.
+    pub(crate) fn for_model(&self, model: &str) -> ModelMetrics {
+        let labels = [model];
+        let by_reason = |metric: &IntCounterVec, reason: &str| metric.with_label_values(&[model, reason]);
+        ModelMetrics {
+            time_to_first_token: self.time_to_first_token.with_label_values(&labels),
+            inter_token_latency: self.inter_token_latency.with_label_values(&labels),
+            queue_wait: self.queue_wait.with_label_values(&labels),
+            step_prefill: self.step.with_label_values(&[model, "prefill"]),
+            step_decode: self.step.with_label_values(&[model, "decode"]),
+            step_mixed: self.step.with_label_values(&[model, "mixed"]),
+            tokens_processed: self.tokens_processed.with_label_values(&labels),
+            sequences_running: self.sequences_running.with_label_values(&labels),
+            sequences_waiting: self.sequences_waiting.with_label_values(&labels),
+            sequences_capacity: self.sequences_capacity.with_label_values(&labels),
+            completed: FinishReason::ALL.map(|reason| by_reason(&self.sequences_completed, reason.as_str())),
+            rejected: Rejection::ALL.map(|reason| by_reason(&self.sequences_rejected, reason.as_str())),
+            blocks_used: self.blocks_used.with_label_values(&labels),
+            blocks_total: self.blocks_total.with_label_values(&labels),
+            prefix_lookups: self.prefix_lookups.with_label_values(&labels),
+            prefix_hits: self.prefix_hits.with_label_values(&labels),
+            prefix_evictions: self.prefix_evictions.with_label_values(&labels),
+            preemptions: self.preemptions.with_label_values(&labels),
+        }
+    }
+}
+
+/// Why a request was refused at admission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rejection {
+    QueueFull,
+    TooLong,
+    ShuttingDown,
+}
+
+impl Rejection {
+    const ALL: [Self; 3] = [Self::QueueFull, Self::TooLong, Self::ShuttingDown];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::TooLong => "too_long",
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
+}
+
+/// Handles of one model's series, so that the step looks nothing up by name.
+#[derive(Clone)]
+pub(crate) struct ModelMetrics {
+    pub time_to_first_token: Histogram,
+    pub inter_token_latency: Histogram,
+    pub queue_wait: Histogram,
+    pub step_prefill: Histogram,
+    pub step_decode: Histogram,
+    pub step_mixed: Histogram,
+    pub tokens_processed: IntCounter,
+    pub sequences_running: IntGauge,
+    pub sequences_waiting: IntGauge,
+    pub sequences_capacity: IntGauge,
+    completed: [IntCounter; 4],
+    rejected: [IntCounter; 3],
+    pub blocks_used: IntGauge,
+    pub blocks_total: IntGauge,
+    pub prefix_lookups: IntCounter,
+    pub prefix_hits: IntCounter,
+    pub prefix_evictions: IntCounter,
+    pub preemptions: IntCounter,
+}
+
+impl ModelMetrics {
+    /// The counter of sequences that ended for `reason`.
+    pub fn completed(&self, reason: FinishReason) -> &IntCounter {
+        &self.completed[reason as usize]
+    }
+
+    /// The counter of sequences refused for `reason`.
+    pub fn rejected(&self, reason: Rejection) -> &IntCounter {
+        &self.rejected[reason as usize]
+    }
+}

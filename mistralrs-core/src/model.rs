@@ -1,0 +1,428 @@
+//! A loaded model as a server holds it: text in, text out.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use mistralrs_paged_attn::{BlockManager, KvCache, KvLayout, PrefixHash, PrefixSalt, RaggedBatch};
+use tokenizers::Tokenizer;
+use tokio::sync::watch;
+
+use crate::admission::{Admission, NewSequence};
+use crate::config::{EngineConfig, ModelSource};
+use crate::detokenizer::{Detokenizer, TextStart, Vocabulary};
+use crate::engine::Engine;
+use crate::error::{LoadError, RequestError};
+use crate::generation::{Generation, event_channel};
+use crate::kv_budget;
+use crate::loader::{self, LoadedModel, ModelDescription, chat_template::ChatTemplate};
+use crate::metrics::{EngineMetrics, ModelMetrics, Rejection};
+use crate::models::{CausalLm, ModelShape, StepBatch};
+use crate::request::{ChatPrompt, GenerateRequest, Prompt};
+use crate::sampling::{ChoiceSeed, Sampler, validate_logprobs};
+use crate::scheduler::{Scheduler, SchedulerConfig};
+use crate::sequence::{Sequence, SequenceId};
+use crate::stream::{ChoiceStream, TextStream};
+
+pub use crate::admission::EngineStatus;
+
+/// Choices (`n`) of one request: each costs a sequence.
+pub const MAX_CHOICES: usize = 64;
+
+/// After the drain timeout everything is cancelled; a step that runs is waited for this long.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A loaded model with its engine thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Model {
+    inner: Arc<ModelInner>,
+}
+
+struct ModelInner {
+    info: ModelInfo,
+    shape: ModelShape,
+    config: EngineConfig,
+    tokenizer: Tokenizer,
+    vocabulary: Arc<Vocabulary>,
+    chat_template: Option<ChatTemplate>,
+    eos_token_ids: BTreeSet<u32>,
+    admission: Arc<Admission>,
+    metrics: ModelMetrics,
+    /// Closed when the engine thread has ended.
+    engine_ended: watch::Receiver<()>,
+}
+
+/// What `/v1/models` tells of a model.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// The name clients use.
+    pub id: String,
+    /// Seconds since the epoch when it was loaded.
+    pub created: u64,
+    /// Context length in tokens.
+    pub max_model_len: usize,
+    /// Tokens that the KV cache can hold over all sequences.
+    pub num_kv_tokens: usize,
+    /// Whether chat requests can be rendered.
+    pub has_chat_template: bool,
+    /// Architecture, quantization, sizes.
+    pub description: ModelDescription,
+}
+
+/// Whether tokenizing adds the tokenizer's own special tokens (BOS).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// As for a prompt.
+    Add,
+    /// The text alone.
+    Omit,
+}
+
+/// A request after everything that needs no engine: tokens, hashes, samplers, limits.
+struct Prepared {
+    token_ids: Vec<u32>,
+    block_hashes: Vec<PrefixHash>,
+    samplers: Vec<Sampler>,
+    max_new_tokens: usize,
+    stop_token_ids: Arc<BTreeSet<u32>>,
+    stop_strings: Vec<String>,
+    text_start: TextStart,
+}
+
+impl Model {
+    /// Loads the files and starts the engine. `metrics` are registered once per process and shared by all
+    /// models. Blocks: call it from a blocking thread.
+    ///
+    /// # Errors
+    /// [`LoadError`], with the file and what would be right.
+    pub fn load(source: &ModelSource, config: &EngineConfig, metrics: &EngineMetrics) -> Result<Self, LoadError> {
+        let id = source.id.clone().unwrap_or_else(|| default_id(&source.path));
+        Self::start(id, loader::load(source)?, config, metrics)
+    }
+
+    /// Starts the engine of a model that is in memory already, under the name `id`.
+    ///
+    /// # Errors
+    /// [`LoadError`], where `config` does not fit the model or memory.
+    pub fn start(
+        id: String,
+        loaded: LoadedModel,
+        config: &EngineConfig,
+        metrics: &EngineMetrics,
+    ) -> Result<Self, LoadError> {
+        let vocabulary = Vocabulary::from_tokenizer(&loaded.tokenizer)
+            .map_err(|reason| LoadError::Tokenizer { path: PathBuf::from(&id), reason })?;
+        let shape = loaded.model.shape().clone();
+        let max_model_len = max_model_len(config, &shape)?;
+        let layout = KvLayout {
+            num_layers: shape.num_layers,
+            num_kv_heads: shape.num_kv_heads,
+            head_size: shape.head_size,
+            block_size: config.block_size,
+            dtype: config.kv_dtype,
+        };
+        let num_blocks = kv_budget::num_blocks(config, &layout, max_model_len, kv_budget::free_memory_bytes())?;
+        let mut kv = KvCache::new(layout, num_blocks)
+            .map_err(|error| LoadError::Config(format!("{error}; lower --pa-memory-mb or --max-seqs")))?;
+        warm_up(&*loaded.model, &mut kv)?;
+
+        let blocks = Arc::new(BlockManager::new(num_blocks, config.block_size, config.enable_prefix_cache));
+        let admission = Arc::new(Admission::new(blocks, config.max_waiting_requests, config.max_num_seqs));
+        let model_metrics = metrics.for_model(&id);
+        model_metrics.sequences_capacity.set(config.max_num_seqs as i64);
+        model_metrics.blocks_total.set(num_blocks as i64);
+        let scheduler = Scheduler::new(SchedulerConfig {
+            max_num_seqs: config.max_num_seqs,
+            max_num_batched_tokens: config.max_num_batched_tokens,
+        });
+        let engine = Engine::new(loaded.model, kv, scheduler, Arc::clone(&admission), model_metrics.clone());
+        let engine_ended = spawn_engine(engine, &admission)?;
+        let info = ModelInfo {
+            id,
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()),
+            max_model_len,
+            num_kv_tokens: num_blocks * config.block_size,
+            has_chat_template: loaded.chat_template.is_some(),
+            description: loaded.description,
+        };
+        let inner = ModelInner {
+            info,
+            shape,
+            config: config.clone(),
+            vocabulary: Arc::new(vocabulary),
+            tokenizer: loaded.tokenizer,
+            chat_template: loaded.chat_template,
+            eos_token_ids: loaded.eos_token_ids,
+            admission,
+            metrics: model_metrics,
+            engine_ended,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Its description.
+    pub fn info(&self) -> &ModelInfo {
+        &self.inner.info
+    }
+
+    /// Counts as of the last step; never waits for one.
+    pub fn status(&self) -> EngineStatus {
+        self.inner.admission.status()
+    }
+
+    /// Renders, tokenizes (on a blocking thread) and submits. Dropping the stream, or this future, cancels.
+    ///
+    /// # Errors
+    /// [`RequestError`]; nothing was started then.
+    pub async fn generate(&self, request: GenerateRequest) -> Result<TextStream, RequestError> {
+        let inner = &self.inner;
+        if !(1..=MAX_CHOICES).contains(&request.num_choices) {
+            return Err(invalid("n", format!("n is {}; it must be between 1 and {MAX_CHOICES}", request.num_choices)));
+        }
+        // Before the work of tokenizing, not only after it: a full queue answers fast.
+        let outcome = match inner.admission.check_room(request.num_choices) {
+            Ok(()) => inner.blocking(move |inner| inner.prepare(request)).await.and_then(|prepared| inner.submit(prepared)),
+            Err(refused) => Err(refused),
+        };
+        if let Err(error) = &outcome {
+            inner.count_rejection(error);
+        }
+        outcome
+    }
+
+    /// Token ids of `text`.
+    ///
+    /// # Errors
+    /// [`RequestError::Invalid`] if the tokenizer refuses the text.
+    pub async fn tokenize(&self, text: String, special_tokens: SpecialTokens) -> Result<Vec<u32>, RequestError> {
+        self.inner.blocking(move |inner| inner.encode(text, special_tokens)).await
+    }
+
+    /// Token ids of chat messages after the template.
+    ///
+    /// # Errors
+    /// [`RequestError::NoChatTemplate`], [`RequestError::Template`].
+    pub async fn tokenize_chat(&self, prompt: ChatPrompt) -> Result<Vec<u32>, RequestError> {
+        self.inner.blocking(move |inner| inner.encode_prompt(Prompt::Chat(prompt))).await
+    }
+
+    /// Text of token ids, special ones included.
+    ///
+    /// # Errors
+    /// [`RequestError::Invalid`] for ids outside the vocabulary.
+    pub async fn detokenize(&self, token_ids: Vec<u32>) -> Result<String, RequestError> {
+        self.inner
+            .blocking(move |inner| {
+                inner.check_token_ids("tokens", &token_ids)?;
+                let text = inner.tokenizer.decode(&token_ids, false);
+                text.map_err(|error| invalid("tokens", format!("the tokenizer cannot decode these ids: {error}")))
+            })
+            .await
+    }
+
+    /// No new requests; running ones finish within the drain timeout, then are cancelled. Waits for the engine
+    /// thread to end.
+    pub async fn shutdown(&self) {
+        let admission = &self.inner.admission;
+        admission.close();
+        let mut ended = self.inner.engine_ended.clone();
+        if tokio::time::timeout(self.inner.config.drain_timeout, ended.changed()).await.is_err() {
+            let status = self.status();
+            tracing::warn!(running = status.num_running, waiting = status.num_waiting, "drain timeout: cancelling");
+            admission.cancel_all();
+            if tokio::time::timeout(CANCEL_TIMEOUT, ended.changed()).await.is_err() {
+                tracing::error!("the engine thread did not end; leaving it behind");
+            }
+        }
+    }
+}
+
+impl ModelInner {
+    /// Runs `work` where it may block: tokenizing 100k tokens takes long enough to delay other clients' streams.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, RequestError> + Send + 'static,
+    ) -> Result<T, RequestError> {
+        let inner = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || work(&inner)).await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(RequestError::ShuttingDown),
+        }
+    }
+
+    /// Everything a request needs before the engine sees it.
+    fn prepare(&self, request: GenerateRequest) -> Result<Prepared, RequestError> {
+        request.sampling.validate(self.shape.vocab_size)?;
+        request.stop.validate()?;
+        validate_logprobs(request.logprobs)?;
+        let text_start = match request.prompt {
+            Prompt::Chat(_) => TextStart::Beginning,
+            Prompt::Text(_) | Prompt::Tokens(_) => TextStart::AfterPrompt,
+        };
+        let token_ids = self.encode_prompt(request.prompt)?;
+        let max_new_tokens = self.max_new_tokens(token_ids.len(), request.max_tokens)?;
+        let block_hashes = self.admission.blocks.hash_blocks(&token_ids, &PrefixSalt::default());
+        let seed = request.sampling.seed.or(self.config.seed).unwrap_or_else(rand::random);
+        let samplers = (0..request.num_choices as u64)
+            .map(|choice| Sampler::new(&request.sampling, ChoiceSeed { seed, choice }, request.logprobs, &token_ids))
+            .collect();
+        let mut stop_token_ids: BTreeSet<u32> = request.stop.token_ids.into_iter().collect();
+        if !request.stop.ignore_eos {
+            stop_token_ids.extend(&self.eos_token_ids);
+        }
+        let stop_token_ids = Arc::new(stop_token_ids);
+        let stop_strings = request.stop.strings;
+        Ok(Prepared { token_ids, block_hashes, samplers, max_new_tokens, stop_token_ids, stop_strings, text_start })
+    }
+
+    /// Hands the choices to the engine and keeps their ends of the channels.
+    fn submit(&self, prepared: Prepared) -> Result<TextStream, RequestError> {
+        let num_prompt_tokens = prepared.token_ids.len();
+        let leader = self.admission.reserve_ids(prepared.samplers.len());
+        let arrived_at = Instant::now();
+        let mut choices = Vec::with_capacity(prepared.samplers.len());
+        let mut sequences = Vec::with_capacity(prepared.samplers.len());
+        for (index, sampler) in prepared.samplers.into_iter().enumerate() {
+            let (sender, receiver) = event_channel(prepared.max_new_tokens);
+            let cancelled = Arc::new(AtomicBool::new(false));
+            let detokenizer = Detokenizer::new(Arc::clone(&self.vocabulary), &prepared.stop_strings, prepared.text_start);
+            choices.push(ChoiceStream::new(receiver, Arc::clone(&cancelled), detokenizer));
+            let sequence = Sequence::new(
+                SequenceId(leader.0 + index as u64),
+                (index > 0).then_some(leader),
+                prepared.token_ids.clone(),
+                prepared.block_hashes.clone(),
+            );
+            let generation = Generation {
+                sampler,
+                max_new_tokens: prepared.max_new_tokens,
+                stop_token_ids: Arc::clone(&prepared.stop_token_ids),
+                events: sender,
+                cancelled,
+                arrived_at,
+                last_token_at: None,
+                has_started: false,
+            };
+            sequences.push(NewSequence { sequence, generation });
+        }
+        self.admission.submit(sequences)?;
+        Ok(TextStream::new(choices, num_prompt_tokens, Arc::clone(&self.admission), Arc::clone(&self.vocabulary)))
+    }
+
+    fn encode_prompt(&self, prompt: Prompt) -> Result<Vec<u32>, RequestError> {
+        let token_ids = match prompt {
+            Prompt::Text(text) => self.encode(text, SpecialTokens::Add)?,
+            // Templates write their own BOS.
+            Prompt::Chat(chat) => {
+                let template = self.chat_template.as_ref().ok_or(RequestError::NoChatTemplate)?;
+                self.encode(template.render(&chat)?, SpecialTokens::Omit)?
+            }
+            Prompt::Tokens(token_ids) => {
+                self.check_token_ids("prompt", &token_ids)?;
+                token_ids
+            }
+        };
+        if token_ids.is_empty() {
+            return Err(invalid("prompt", "the prompt is empty; it must have at least one token".to_owned()));
+        }
+        Ok(token_ids)
+    }
+
+    fn encode(&self, text: String, special_tokens: SpecialTokens) -> Result<Vec<u32>, RequestError> {
+        let encoding = self.tokenizer.encode_fast(text, special_tokens == SpecialTokens::Add);
+        let encoding = encoding.map_err(|error| invalid("prompt", format!("the tokenizer refused the text: {error}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    fn check_token_ids(&self, param: &'static str, token_ids: &[u32]) -> Result<(), RequestError> {
+        let vocab_size = self.shape.vocab_size;
+        match token_ids.iter().find(|&&token_id| token_id as usize >= vocab_size) {
+            None => Ok(()),
+            Some(token_id) => {
+                Err(invalid(param, format!("token id {token_id} is outside the vocabulary of {vocab_size} tokens")))
+            }
+        }
+    }
+
+    /// How many tokens may be generated: what was asked for, or what context and KV cache leave.
+    fn max_new_tokens(&self, num_prompt_tokens: usize, requested: Option<usize>) -> Result<usize, RequestError> {
+        if requested == Some(0) {
+            return Err(invalid("max_tokens", "max_tokens is 0; it must be at least 1".to_owned()));
+        }
+        let num_new_tokens = requested.unwrap_or(1);
+        // The last token generated needs no KV of its own.
+        let limits =
+            [("the context length", self.info.max_model_len), ("the KV cache", self.info.num_kv_tokens + 1)];
+        for (limit_name, limit) in limits {
+            if num_prompt_tokens.saturating_add(num_new_tokens) > limit {
+                return Err(RequestError::TooLong { num_prompt_tokens, num_new_tokens, limit_name, limit });
+            }
+        }
+        let num_left = self.info.max_model_len.min(self.info.num_kv_tokens + 1) - num_prompt_tokens;
+        Ok(requested.unwrap_or(num_left))
+    }
+
+    fn count_rejection(&self, error: &RequestError) {
+        let reason = match error {
+            RequestError::QueueFull { .. } => Rejection::QueueFull,
+            RequestError::TooLong { .. } => Rejection::TooLong,
+            RequestError::ShuttingDown => Rejection::ShuttingDown,
+            _ => return,
+        };
+        self.metrics.rejected(reason).inc();
+    }
+}
+
+fn invalid(param: &'static str, message: String) -> RequestError {
+    RequestError::Invalid { param, message }
+}
+
+/// What clients call a model that nobody named: its directory, or its file without `.gguf`.
+fn default_id(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The context length: the model's own, or less if so configured.
+fn max_model_len(config: &EngineConfig, shape: &ModelShape) -> Result<usize, LoadError> {
+    let own = shape.max_position_embeddings;
+    match config.max_model_len {
+        Some(0) => Err(LoadError::Config("--max-model-len is 0; it must be at least 1".to_owned())),
+        Some(asked) if asked > own => Err(LoadError::Config(format!(
+            "--max-model-len is {asked}, but the model's context length is {own} tokens"
+        ))),
+        asked => Ok(asked.unwrap_or(own)),
+    }
+}
+
+/// Runs one token through, so that pages are mapped and weights packed before the first request measures it.
+/// What it writes into the KV cache is overwritten by whoever gets that block.
+fn warm_up(model: &dyn CausalLm, kv: &mut KvCache) -> Result<(), LoadError> {
+    let ragged = RaggedBatch {
+        query_offsets: vec![0, 1],
+        context_lens: vec![1],
+        slot_mapping: vec![0],
+        block_tables: vec![0],
+        max_blocks: 1,
+    };
+    model.forward(&StepBatch { token_ids: vec![0], positions: vec![0], ragged, logit_rows: vec![0] }, kv)?;
+    Ok(())
+}
+
+/// Starts the engine's thread; the receiver closes when it has ended.
+fn spawn_engine(engine: Engine, admission: &Admission) -> Result<watch::Receiver<()>, LoadError> {
+    let (ending, engine_ended) = watch::channel(());
+    let thread = std::thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(move || {
+            let _ending = ending;
+            engine.run();
+        })
+        .map_err(|error| LoadError::Config(format!("cannot start the engine thread: {error}")))?;
+    admission.attach(thread.thread().clone());
+    Ok(engine_ended)
+}

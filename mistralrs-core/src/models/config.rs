@@ -1,0 +1,143 @@
+//! The numbers of a decoder, read from GGUF metadata or `config.json` and checked once.
+
+use crate::layers::{HeadCounts, RotaryConfig};
+use crate::models::ModelShape;
+
+/// All that [`super::decoder::Decoder`] must know beside the weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderConfig {
+    /// Columns of the residual stream.
+    pub hidden_size: usize,
+    /// Columns inside the feed-forward block.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub num_layers: usize,
+    /// Attention heads.
+    pub heads: HeadCounts,
+    /// Epsilon of the norms.
+    pub rms_norm_eps: f32,
+    /// Rows of the token table.
+    pub vocab_size: usize,
+    /// Context length in tokens.
+    pub max_position_embeddings: usize,
+    /// Rotary positions.
+    pub rotary: RotaryConfig,
+    /// Biases of q, k, v and the attention output.
+    pub attention_bias: Presence,
+    /// Biases of the feed-forward block.
+    pub mlp_bias: Presence,
+    /// Whether there is an output matrix apart from the token table.
+    pub output_matrix: Presence,
+}
+
+/// Whether the files hold an optional tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// The configuration says so; its absence is an error.
+    Required,
+    /// The configuration says no; ignored even if it is there.
+    Absent,
+    /// The configuration does not say: used if it is there.
+    IfPresent,
+}
+
+impl Presence {
+    /// For a configuration that does say.
+    pub fn from_config(is_present: bool) -> Self {
+        if is_present { Self::Required } else { Self::Absent }
+    }
+}
+
+/// Far above any model; a larger number comes from a damaged file and must not size an allocation.
+const MAX_SIZE: usize = 1 << 24;
+
+impl DecoderConfig {
+    /// What the engine must know.
+    pub fn shape(&self) -> ModelShape {
+        ModelShape {
+            num_layers: self.num_layers,
+            num_kv_heads: self.heads.num_kv_heads,
+            head_size: self.heads.head_size,
+            vocab_size: self.vocab_size,
+            max_position_embeddings: self.max_position_embeddings,
+        }
+    }
+
+    /// # Errors
+    /// A sentence about the first number that cannot be.
+    pub fn check(&self) -> Result<(), String> {
+        let HeadCounts { num_heads, num_kv_heads, head_size } = self.heads;
+        let sizes = [
+            ("hidden size", self.hidden_size),
+            ("feed-forward size", self.intermediate_size),
+            ("number of layers", self.num_layers),
+            ("number of heads", num_heads),
+            ("number of KV heads", num_kv_heads),
+            ("head size", head_size),
+            ("vocabulary size", self.vocab_size),
+            ("context length", self.max_position_embeddings),
+        ];
+        for (name, size) in sizes {
+            if size == 0 || size > MAX_SIZE {
+                return Err(format!("the {name} is {size}, which no model has"));
+            }
+        }
+        if !num_heads.is_multiple_of(num_kv_heads) {
+            return Err(format!("{num_heads} heads cannot share {num_kv_heads} KV heads evenly"));
+        }
+        if self.rotary.size > head_size {
+            return Err(format!("{} rotary values do not fit a head of {head_size}", self.rotary.size));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            return Err(format!("the norms' epsilon is {}", self.rms_norm_eps));
+        }
+        if !(self.rotary.theta.is_finite() && self.rotary.theta > 0.0) {
+            return Err(format!("the rotary base is {}", self.rotary.theta));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::{RotaryPairing, RotaryScaling};
+
+    fn config() -> DecoderConfig {
+        DecoderConfig {
+            hidden_size: 64,
+            intermediate_size: 128,
+            num_layers: 2,
+            heads: HeadCounts { num_heads: 4, num_kv_heads: 2, head_size: 16 },
+            rms_norm_eps: 1e-5,
+            vocab_size: 100,
+            max_position_embeddings: 256,
+            rotary: RotaryConfig {
+                theta: 10_000.0,
+                size: 16,
+                pairing: RotaryPairing::HalfSplit,
+                scaling: RotaryScaling::None,
+            },
+            attention_bias: Presence::Absent,
+            mlp_bias: Presence::Absent,
+            output_matrix: Presence::IfPresent,
+        }
+    }
+
+    fn check(change: impl FnOnce(&mut DecoderConfig), expected: &str) {
+        let mut config = config();
+        change(&mut config);
+        assert_eq!(config.check().err().unwrap_or_default(), expected);
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_are_named() {
+        check(|_| {}, "");
+        check(|config| config.num_layers = 0, "the number of layers is 0, which no model has");
+        check(|config| config.vocab_size = usize::MAX, "the vocabulary size is 18446744073709551615, which no model has");
+        check(|config| config.heads.num_kv_heads = 3, "4 heads cannot share 3 KV heads evenly");
+        check(|config| config.rotary.size = 18, "18 rotary values do not fit a head of 16");
+        check(|config| config.rotary.theta = f32::NAN, "the rotary base is NaN");
+        check(|config| config.rms_norm_eps = -1.0, "the norms' epsilon is -1");
+    }
+}

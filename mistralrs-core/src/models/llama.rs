@@ -1,0 +1,14 @@
+//! Llama 2 and 3 and their many relatives (SmolLM2, TinyLlama, Yi, …).
+//! Source: Touvron et al. 2023 (arXiv:2307.09288).
+
+use crate::layers::RotaryPairing;
+use crate::models::Architecture;
+use crate::models::decoder::Decoder;
+
+/// The shared decoder as it is; only the GGUF layout of q and k is its own.
+pub const ARCHITECTURE: Architecture = Architecture {
+    name: "llama",
+    class_names: &["LlamaForCausalLM"],
+    gguf_pairing: RotaryPairing::Interleaved,
+    build: |config, weights| Ok(Box::new(Decoder::load(config, weights)?)),
+};

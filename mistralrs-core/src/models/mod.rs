@@ -1,0 +1,82 @@
+//! Architectures over shared layers.
+//!
+//! An architecture is one short file that names what differs ([`llama`]); [`decoder`] is the model they share,
+//! [`ARCHITECTURES`] the list that loaders look in.
+
+use candle_core::Tensor;
+use mistralrs_paged_attn::{KvCache, RaggedBatch};
+
+use crate::error::LoadError;
+use crate::layers::RotaryPairing;
+use crate::loader::weights::Weights;
+
+pub mod config;
+pub mod decoder;
+pub mod llama;
+
+pub use config::DecoderConfig;
+
+/// One packed ragged batch: prefill chunks and decode tokens of any lengths, T tokens in all.
+#[derive(Debug, Clone, Default)]
+pub struct StepBatch {
+    /// `[T]` token ids.
+    pub token_ids: Vec<u32>,
+    /// `[T]` position of each token in its sequence.
+    pub positions: Vec<u32>,
+    /// Where the tokens read and write KV.
+    pub ragged: RaggedBatch,
+    /// `[L]` rows of T whose logits are wanted, ascending.
+    pub logit_rows: Vec<u32>,
+}
+
+/// What the engine must know of a model's shape.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelShape {
+    /// Decoder layers.
+    pub num_layers: usize,
+    /// KV heads (K).
+    pub num_kv_heads: usize,
+    /// Head size (D).
+    pub head_size: usize,
+    /// Vocabulary size (V).
+    pub vocab_size: usize,
+    /// Context length in tokens.
+    pub max_position_embeddings: usize,
+}
+
+/// A decoder that predicts the next token.
+pub trait CausalLm: Send {
+    /// Its shape.
+    fn shape(&self) -> &ModelShape;
+
+    /// Runs the batch, writing its KV into `kv`; logits `[L, V]` f32 of `batch.logit_rows`.
+    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<Tensor>;
+}
+
+/// What sets one architecture apart from the others.
+#[derive(Debug, Clone, Copy)]
+pub struct Architecture {
+    /// GGUF's `general.architecture`, the prefix of its metadata keys, and `config.json`'s `model_type`.
+    pub name: &'static str,
+    /// Its names in `config.json`'s `architectures`.
+    pub class_names: &'static [&'static str],
+    /// How q and k of its GGUF files are laid out; Hugging Face checkpoints are always half-split.
+    pub gguf_pairing: RotaryPairing,
+    /// Builds the model from checked numbers and named weights.
+    pub build: fn(&DecoderConfig, &mut Weights<'_>) -> Result<Box<dyn CausalLm>, LoadError>,
+}
+
+/// All architectures this build can load.
+pub const ARCHITECTURES: &[Architecture] = &[llama::ARCHITECTURE];
+
+impl Architecture {
+    /// The one that GGUF files and `model_type` call `name`.
+    pub fn by_name(name: &str) -> Option<&'static Self> {
+        ARCHITECTURES.iter().find(|architecture| architecture.name == name)
+    }
+
+    /// The one of a Hugging Face class.
+    pub fn by_class_name(class_name: &str) -> Option<&'static Self> {
+        ARCHITECTURES.iter().find(|architecture| architecture.class_names.contains(&class_name))
+    }
+}

@@ -1,0 +1,178 @@
+//! What a caller asks for and what comes back: checked types, no tensors.
+
+use std::collections::BTreeMap;
+
+/// One request for text: a prompt, how to sample, when to stop.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How many independent continuations (`n`), each its own sequence. At least 1.
+    pub num_choices: usize,
+    /// Limit of generated tokens per choice; `None`: up to the model's context length.
+    pub max_tokens: Option<usize>,
+    /// How each token is picked.
+    pub sampling: SamplingParams,
+    /// What ends a choice besides its length.
+    pub stop: StopConditions,
+    /// `Some(k)`: report each token's log-probability and those of the k likeliest tokens.
+    pub logprobs: Option<usize>,
+}
+
+/// The text or tokens to continue.
+#[derive(Debug, Clone)]
+pub enum Prompt {
+    /// Plain text; tokenized with the tokenizer's own special tokens (BOS).
+    Text(String),
+    /// Token ids, used as they are.
+    Tokens(Vec<u32>),
+    /// Chat messages, rendered by the model's own template.
+    Chat(ChatPrompt),
+}
+
+/// Chat messages and what the template may want to know beside them.
+#[derive(Debug, Clone, Default)]
+pub struct ChatPrompt {
+    /// OpenAI-shaped messages (`role`, `content`, …), passed to the template as they are.
+    pub messages: Vec<serde_json::Value>,
+    /// OpenAI-shaped tool definitions, for templates that render them.
+    pub tools: Vec<serde_json::Value>,
+    /// Further template variables (`enable_thinking`, …).
+    pub template_kwargs: BTreeMap<String, serde_json::Value>,
+}
+
+/// How a token is picked from the logits. `Default` is the plain distribution (temperature 1).
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Keep the k likeliest tokens; `None`: all.
+    pub top_k: Option<usize>,
+    /// Keep the smallest set whose probability reaches this; 1: all.
+    pub top_p: f32,
+    /// Drop tokens less likely than this fraction of the likeliest one's probability; 0: none.
+    pub min_p: f32,
+    /// Divides (or multiplies, when negative) the logits of tokens seen in prompt or output; 1: off.
+    pub repetition_penalty: f32,
+    /// Subtracted once per earlier occurrence in the output; 0: off.
+    pub frequency_penalty: f32,
+    /// Subtracted if the token occurred in the output; 0: off.
+    pub presence_penalty: f32,
+    /// Added to the logits of single tokens.
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// Reproduces the request; `None`: a fresh random seed.
+    pub seed: Option<u64>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            seed: None,
+        }
+    }
+}
+
+/// What ends a choice besides its length.
+#[derive(Debug, Clone, Default)]
+pub struct StopConditions {
+    /// Output ends before the first of these; none of it is sent.
+    pub strings: Vec<String>,
+    /// Output ends before the first of these tokens, besides the model's own end tokens.
+    pub token_ids: Vec<u32>,
+    /// Generate past the model's end tokens.
+    pub ignore_eos: bool,
+}
+
+/// Why a choice ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FinishReason {
+    /// An end token, stop token or stop string.
+    Stop,
+    /// `max_tokens` or the model's context length.
+    Length,
+    /// The client left or cancelled.
+    Cancelled,
+    /// The engine failed this sequence; the message went out with [`TextEvent::Failed`].
+    Error,
+}
+
+impl FinishReason {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 4] = [Self::Stop, Self::Length, Self::Cancelled, Self::Error];
+
+    /// The metric label and, for `stop` and `length`, OpenAI's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// A token with its log-probability, natural logarithm, before temperature and truncation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub token_id: u32,
+    /// Its text, lossy where the token is part of a character.
+    pub text: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Its log-probability.
+    pub logprob: f32,
+    /// The likeliest tokens at this position, likeliest first.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// What a [`TextStream`] yields. Every choice ends in `Finished` or `Failed`, exactly once.
+#[derive(Debug, Clone)]
+pub enum TextEvent {
+    /// More text of one choice. `text` may be empty where only logprobs or token counts advance.
+    Delta {
+        /// Which of the `num_choices`.
+        choice: usize,
+        /// Complete characters only.
+        text: String,
+        /// Present if the request asked for logprobs: the tokens this text is made of.
+        logprobs: Vec<TokenLogprob>,
+    },
+    /// The choice is complete.
+    Finished {
+        /// Which of the `num_choices`.
+        choice: usize,
+        /// Why.
+        reason: FinishReason,
+        /// Tokens generated, an end token included.
+        num_completion_tokens: usize,
+    },
+    /// The choice failed; the message is fit for the client.
+    Failed {
+        /// Which of the `num_choices`.
+        choice: usize,
+        /// What happened.
+        message: String,
+    },
+}
+
+/// What the request used; complete after the last event.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt, counted once.
+    pub num_prompt_tokens: usize,
+    /// Of these, how many came from the prefix cache.
+    pub num_cached_tokens: usize,
+    /// Tokens generated over all choices.
+    pub num_completion_tokens: usize,
+}
+
+pub use crate::stream::TextStream;

@@ -1,0 +1,66 @@
+//! One continuation as the scheduler sees it: token ids, how far KV has come, which blocks it holds.
+
+use mistralrs_paged_attn::{BlockTable, PrefixHash, PrefixSalt};
+
+/// Numbers sequences in order of arrival: a smaller id came first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// A sequence from admission to its end. The scheduler owns it; the engine appends tokens.
+#[derive(Debug)]
+pub struct Sequence {
+    /// Which.
+    pub id: SequenceId,
+    /// The first choice of the same request, if this is a later one: its prompt's blocks are worth waiting for.
+    pub leader: Option<SequenceId>,
+    /// Prompt, then output.
+    pub token_ids: Vec<u32>,
+    /// How many of `token_ids` are prompt.
+    pub num_prompt_tokens: usize,
+    /// Of `token_ids`, how many have KV.
+    pub num_computed: usize,
+    /// Of the prompt, how many came from the prefix cache when the sequence was last admitted.
+    pub num_cached: usize,
+    /// Blocks with its KV, in token order.
+    pub block_table: BlockTable,
+    /// Chained hashes of full blocks, as far as they are known; empty without a prefix cache.
+    pub block_hashes: Vec<PrefixHash>,
+    /// Keeps its blocks apart from those of other adapters and tenants.
+    pub salt: PrefixSalt,
+    /// How many of the table's blocks are in the prefix cache.
+    pub num_published: usize,
+}
+
+impl Sequence {
+    /// A sequence that has not run. `block_hashes` are those of the prompt's full blocks.
+    pub fn new(id: SequenceId, leader: Option<SequenceId>, prompt: Vec<u32>, block_hashes: Vec<PrefixHash>) -> Self {
+        let num_prompt_tokens = prompt.len();
+        Self {
+            id,
+            leader,
+            token_ids: prompt,
+            num_prompt_tokens,
+            num_computed: 0,
+            num_cached: 0,
+            block_table: BlockTable::default(),
+            block_hashes,
+            salt: PrefixSalt::default(),
+            num_published: 0,
+        }
+    }
+
+    /// Tokens generated so far.
+    pub fn num_output_tokens(&self) -> usize {
+        self.token_ids.len() - self.num_prompt_tokens
+    }
+
+    /// Tokens without KV. One: a decode; more: a prefill.
+    pub fn num_uncomputed(&self) -> usize {
+        self.token_ids.len() - self.num_computed
+    }
+
+    /// Whether only the newest token lacks KV.
+    pub fn is_decoding(&self) -> bool {
+        self.num_computed > 0 && self.num_uncomputed() == 1
+    }
+}

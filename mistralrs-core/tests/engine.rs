@@ -1,0 +1,423 @@
+//! The engine from outside, over a model that is easy to reason about: whatever runs beside a request, whatever
+//! is preempted, cached or cancelled, its tokens are those it gets alone, and nothing is left behind.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use candle_core::{Device, Tensor};
+use mistralrs_core::config::KvDType;
+use mistralrs_core::loader::{LoadedModel, ModelDescription};
+use mistralrs_core::models::{CausalLm, ModelShape, StepBatch};
+use mistralrs_core::{
+    EngineConfig, EngineMetrics, FinishReason, GenerateRequest, Model, Prompt, RequestError, SamplingParams,
+    StopConditions, TextEvent, TextStream,
+};
+use mistralrs_paged_attn::KvCache;
+use mistralrs_telemetry::registry::Registry;
+use tokenizers::Tokenizer;
+
+const VOCAB_SIZE: usize = 64;
+const EOS: u32 = 63;
+const BLOCK_SIZE: usize = 4;
+const CONTEXT: usize = 256;
+
+/// Its "KV" is the token itself, kept by slot. Logits are a hash of everything the block table leads to, so that a wrong
+/// slot, a stale block or a mixed-up table changes the output.
+struct HashModel {
+    shape: ModelShape,
+    slots: std::cell::RefCell<Vec<u32>>,
+    faults: Arc<Faults>,
+}
+
+/// What a test may do to a running model.
+#[derive(Default)]
+struct Faults {
+    /// Step counter.
+    num_steps: AtomicUsize,
+    /// Panic in the next step.
+    panic_next: AtomicBool,
+    /// Poison the logits of the next step's first row.
+    nan_next: AtomicBool,
+    /// Milliseconds that each step takes.
+    step_ms: AtomicUsize,
+}
+
+impl CausalLm for HashModel {
+    fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    fn forward(&self, batch: &StepBatch, _kv: &mut KvCache) -> candle_core::Result<Tensor> {
+        self.faults.num_steps.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(self.faults.step_ms.load(Ordering::Relaxed) as u64));
+        assert!(!self.faults.panic_next.swap(false, Ordering::Relaxed), "asked to panic");
+        let mut slots = self.slots.borrow_mut();
+        for (&slot, &token_id) in batch.ragged.slot_mapping.iter().zip(&batch.token_ids) {
+            let slot = slot as usize;
+            if slots.len() <= slot {
+                slots.resize(slot + 1, 0);
+            }
+            slots[slot] = token_id;
+        }
+        let mut logits = Vec::new();
+        for &row in &batch.logit_rows {
+            let sequence = batch.ragged.query_offsets.iter().rposition(|&offset| offset <= row).unwrap();
+            let table = &batch.ragged.block_tables[sequence * batch.ragged.max_blocks..];
+            let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+            for position in 0..batch.ragged.context_lens[sequence] as usize {
+                let slot = table[position / BLOCK_SIZE] as usize * BLOCK_SIZE + position % BLOCK_SIZE;
+                hash = (hash ^ u64::from(slots[slot])).wrapping_mul(0x100_0000_01b3);
+            }
+            logits.extend((0..VOCAB_SIZE as u64).map(|token| {
+                let mixed = (hash ^ token).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                (mixed >> 40) as f32 / (1 << 22) as f32
+            }));
+        }
+        if self.faults.nan_next.swap(false, Ordering::Relaxed) {
+            logits[0] = f32::NAN;
+        }
+        Tensor::from_vec(logits, (batch.logit_rows.len(), VOCAB_SIZE), &Device::Cpu)
+    }
+}
+
+/// Token `i` is the letter of code `b'0' + i`, the last one the end token.
+fn tokenizer() -> Tokenizer {
+    let letter = |i: usize| if i == EOS as usize { "<end>".to_owned() } else { char::from(b'0' + i as u8).to_string() };
+    let vocab: serde_json::Map<_, _> = (0..VOCAB_SIZE).map(|i| (letter(i), i.into())).collect();
+    let special = serde_json::json!([{"id": EOS, "content": "<end>", "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false, "special": true}]);
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": special, "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    Tokenizer::from_bytes(json.to_string()).unwrap()
+}
+
+struct Bench {
+    model: Model,
+    faults: Arc<Faults>,
+    registry: Registry,
+}
+
+fn config() -> EngineConfig {
+    EngineConfig {
+        max_num_seqs: 8,
+        max_num_batched_tokens: 32,
+        max_waiting_requests: 64,
+        block_size: BLOCK_SIZE,
+        kv_dtype: KvDType::F32,
+        seed: Some(1),
+        drain_timeout: Duration::from_secs(5),
+        ..EngineConfig::default()
+    }
+}
+
+/// An engine whose KV cache holds `num_blocks` blocks.
+fn start(num_blocks: usize, config: EngineConfig) -> Bench {
+    let shape = ModelShape {
+        num_layers: 1,
+        num_kv_heads: 1,
+        head_size: 1,
+        vocab_size: VOCAB_SIZE,
+        max_position_embeddings: CONTEXT,
+    };
+    let faults = Arc::new(Faults::default());
+    let loaded = LoadedModel {
+        model: Box::new(HashModel { shape, slots: Vec::new().into(), faults: Arc::clone(&faults) }),
+        tokenizer: tokenizer(),
+        chat_template: None,
+        eos_token_ids: BTreeSet::from([EOS]),
+        description: ModelDescription::default(),
+    };
+    let registry = Registry::new();
+    let block_bytes = 2 * BLOCK_SIZE * 4;
+    let config = EngineConfig { kv_memory_bytes: Some(num_blocks * block_bytes), ..config };
+    let model = Model::start("hash".into(), loaded, &config, &EngineMetrics::register(&registry)).unwrap();
+    Bench { model, faults, registry }
+}
+
+fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
+    GenerateRequest {
+        prompt: Prompt::Tokens(prompt.to_vec()),
+        num_choices: 1,
+        max_tokens: Some(max_tokens),
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        stop: StopConditions { ignore_eos: true, ..StopConditions::default() },
+        logprobs: None,
+    }
+}
+
+/// Text and end of every choice.
+async fn collect(mut stream: TextStream) -> Vec<(String, String)> {
+    let mut choices: Vec<(String, String)> = Vec::new();
+    while let Some(event) = stream.next().await {
+        let (choice, text, end) = match event {
+            TextEvent::Delta { choice, text, .. } => (choice, text, String::new()),
+            TextEvent::Finished { choice, reason, num_completion_tokens } => {
+                (choice, String::new(), format!("{} {num_completion_tokens}", reason.as_str()))
+            }
+            TextEvent::Failed { choice, message } => (choice, String::new(), format!("failed: {message}")),
+        };
+        choices.resize(choices.len().max(choice + 1), Default::default());
+        choices[choice].0.push_str(&text);
+        choices[choice].1.push_str(&end);
+    }
+    choices
+}
+
+async fn run(bench: &Bench, request: GenerateRequest) -> Vec<(String, String)> {
+    collect(bench.model.generate(request).await.unwrap()).await
+}
+
+/// Waits until the engine has nothing left, and checks that it holds nothing.
+async fn settle(bench: &Bench) {
+    for _ in 0..2_000 {
+        let status = bench.model.status();
+        if status.num_running == 0 && status.num_waiting == 0 {
+            assert_eq!(status.num_blocks_used, 0, "{status:?}");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("the engine did not settle: {:?}", bench.model.status());
+}
+
+fn counter(bench: &Bench, name: &str) -> u64 {
+    let families = bench.registry.gather();
+    let family = families.iter().find(|family| family.name() == name).unwrap();
+    family.get_metric().iter().map(|metric| metric.get_counter().get_value() as u64).sum()
+}
+
+/// Requests of different lengths and samplers, some sharing a prefix.
+fn mixed_requests() -> Vec<GenerateRequest> {
+    let shared: Vec<u32> = (0..23).map(|i| i % 40).collect();
+    let mut requests = Vec::new();
+    for index in 0..24_usize {
+        let own: Vec<u32> = (0..1 + index * 3).map(|i| ((i * 7 + index) % 60) as u32).collect();
+        let prompt = if index % 3 == 0 { [shared.clone(), own].concat() } else { own };
+        let mut request = request(&prompt, 5 + index * 2);
+        if index % 2 == 0 {
+            request.sampling = SamplingParams { seed: Some(index as u64), ..SamplingParams::default() };
+        }
+        if index % 5 == 0 {
+            request.num_choices = 3;
+        }
+        requests.push(request);
+    }
+    requests
+}
+
+async fn together_as_alone(num_blocks: usize, enable_prefix_cache: bool) -> Bench {
+    let alone = start(1_000, EngineConfig { enable_prefix_cache: false, ..config() });
+    let mut expected = Vec::new();
+    for request in mixed_requests() {
+        expected.push(run(&alone, request).await);
+    }
+    let bench = start(num_blocks, EngineConfig { enable_prefix_cache, ..config() });
+    let mut streams = Vec::new();
+    for request in mixed_requests() {
+        streams.push(tokio::spawn(collect(bench.model.generate(request).await.unwrap())));
+    }
+    for (index, stream) in streams.into_iter().enumerate() {
+        assert_eq!(stream.await.unwrap(), expected[index], "request {index}");
+    }
+    settle(&bench).await;
+    bench
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_together_give_what_each_gives_alone() {
+    together_as_alone(1_000, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_together_give_what_each_gives_alone_under_preemption_and_prefix_hits() {
+    let bench = together_as_alone(48, true).await;
+    assert!(counter(&bench, "mistralrs_paged_preemptions_total") > 0, "48 blocks do not hold eight of these");
+    assert!(counter(&bench, "mistralrs_prefix_cache_hits_total") > 0, "some prompts share 23 tokens");
+}
+
+#[tokio::test]
+async fn a_repeated_prompt_reports_what_the_cache_gave() {
+    let bench = start(100, config());
+    let prompt: Vec<u32> = (0..33).collect();
+    run(&bench, request(&prompt, 4)).await;
+    let mut stream = bench.model.generate(request(&prompt, 4)).await.unwrap();
+    while stream.next().await.is_some() {}
+    assert_eq!(stream.usage().num_prompt_tokens, 33);
+    assert_eq!(stream.usage().num_cached_tokens, 32);
+    assert_eq!(stream.usage().num_completion_tokens, 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_leave_free_their_blocks_wherever_they_were() {
+    let bench = start(60, config());
+    bench.faults.step_ms.store(1, Ordering::Relaxed);
+    let mut clients = Vec::new();
+    for index in 0..60_u64 {
+        let stream = bench.model.generate(request(&[1, 2, 3, index as u32], 100)).await.unwrap();
+        clients.push(tokio::spawn(async move {
+            let mut stream = stream;
+            // Some leave before the first event, some in the middle; all before the end.
+            for _ in 0..index % 20 {
+                stream.next().await;
+            }
+        }));
+    }
+    for client in clients {
+        client.await.unwrap();
+    }
+    settle(&bench).await;
+    assert_eq!(run(&bench, request(&[5], 3)).await[0].1, "length 3");
+}
+
+#[tokio::test]
+async fn a_full_queue_is_refused_with_a_time_to_come_back() {
+    let bench = start(100, EngineConfig { max_waiting_requests: 4, max_num_seqs: 1, ..config() });
+    bench.faults.step_ms.store(20, Ordering::Relaxed);
+    let mut streams = Vec::new();
+    let refused = loop {
+        match bench.model.generate(request(&[1], 200)).await {
+            Ok(stream) => streams.push(stream),
+            Err(error) => break error,
+        }
+        assert!(streams.len() < 10);
+    };
+    assert!(matches!(refused, RequestError::QueueFull { num_waiting: 4, retry_after_seconds: 1.. }), "{refused:?}");
+    drop(streams);
+    settle(&bench).await;
+    assert_eq!(counter(&bench, "mistralrs_sequences_rejected_total"), 1);
+}
+
+#[tokio::test]
+async fn what_can_never_fit_is_refused_at_once_with_the_numbers() {
+    let bench = start(10, config());
+    let refused = |error: Result<TextStream, RequestError>| error.err().expect("refused").to_string();
+    let message = refused(bench.model.generate(request(&[1; 30], 12)).await);
+    assert!(message.contains("30 tokens and 12 more") && message.contains("the KV cache is 41"), "{message}");
+    let message = refused(bench.model.generate(request(&[1; 200], 100)).await);
+    assert!(message.contains("the context length is 256"), "{message}");
+    let message = refused(bench.model.generate(request(&[], 1)).await);
+    assert!(message.contains("empty"), "{message}");
+    let message = refused(bench.model.generate(request(&[VOCAB_SIZE as u32], 1)).await);
+    assert!(message.contains("vocabulary of 64"), "{message}");
+    // The largest that fits does run.
+    assert_eq!(run(&bench, request(&[1; 30], 11)).await[0].1, "length 11");
+}
+
+#[tokio::test]
+async fn a_panic_in_a_step_fails_what_ran_and_nothing_else() {
+    let bench = start(100, config());
+    bench.faults.step_ms.store(2, Ordering::Relaxed);
+    let running = tokio::spawn(collect(bench.model.generate(request(&[1, 2], 200)).await.unwrap()));
+    while bench.model.status().num_running == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.faults.panic_next.store(true, Ordering::Relaxed);
+    let ended = running.await.unwrap();
+    assert!(ended[0].1.contains("failed: the engine step panicked: asked to panic"), "{ended:?}");
+    assert_eq!(run(&bench, request(&[3], 3)).await[0].1, "length 3");
+    settle(&bench).await;
+}
+
+#[tokio::test]
+async fn logits_that_are_not_numbers_fail_one_sequence_only() {
+    let bench = start(100, config());
+    bench.faults.step_ms.store(2, Ordering::Relaxed);
+    let streams: Vec<_> = {
+        let mut streams = Vec::new();
+        for token_id in 0..3 {
+            streams.push(tokio::spawn(collect(bench.model.generate(request(&[token_id], 60)).await.unwrap())));
+        }
+        streams
+    };
+    while bench.model.status().num_running < 3 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.faults.nan_next.store(true, Ordering::Relaxed);
+    let mut ends = Vec::new();
+    for stream in streams {
+        ends.push(stream.await.unwrap().remove(0).1);
+    }
+    assert_eq!(ends.iter().filter(|end| end.contains("failed")).count(), 1, "{ends:?}");
+    assert_eq!(ends.iter().filter(|end| *end == "length 60").count(), 2, "{ends:?}");
+}
+
+#[tokio::test]
+async fn end_tokens_stop_tokens_and_stop_strings_end_a_choice() {
+    let bench = start(100, config());
+    let full = run(&bench, request(&[9, 8, 7], 40)).await.remove(0).0;
+    let mut with_string = request(&[9, 8, 7], 40);
+    let stop = full[10..12].to_owned();
+    with_string.stop.strings = vec![stop.clone()];
+    let (text, end) = run(&bench, with_string).await.remove(0);
+    assert_eq!(text, full[..full.find(&stop).unwrap()]);
+    assert_eq!(end, format!("stop {}", text.len() + 2), "the tokens of the stop string were generated");
+
+    let stop_token = u32::from(full.as_bytes()[5] - b'0');
+    let mut with_token = request(&[9, 8, 7], 40);
+    with_token.stop.token_ids = vec![stop_token];
+    let (text, end) = run(&bench, with_token).await.remove(0);
+    assert_eq!(text, full[..full.find(char::from(b'0' + stop_token as u8)).unwrap()]);
+    assert_eq!(end, format!("stop {}", text.len() + 1));
+    settle(&bench).await;
+}
+
+#[tokio::test]
+async fn seeds_reproduce_and_choices_differ() {
+    let bench = start(200, config());
+    let mut sampled = request(&[4, 5, 6], 30);
+    sampled.sampling = SamplingParams { seed: Some(99), ..SamplingParams::default() };
+    sampled.num_choices = 3;
+    let first = run(&bench, sampled.clone()).await;
+    assert_eq!(first, run(&bench, sampled).await);
+    assert!(first[0] != first[1] && first[1] != first[2]);
+}
+
+#[tokio::test]
+async fn shutdown_lets_running_requests_finish_and_refuses_new_ones() {
+    let bench = start(100, config());
+    bench.faults.step_ms.store(2, Ordering::Relaxed);
+    let running = tokio::spawn(collect(bench.model.generate(request(&[1], 50)).await.unwrap()));
+    while bench.model.status().num_running == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.model.shutdown().await;
+    assert_eq!(running.await.unwrap()[0].1, "length 50");
+    assert_eq!(bench.model.generate(request(&[1], 1)).await.err(), Some(RequestError::ShuttingDown));
+}
+
+#[tokio::test]
+async fn shutdown_cancels_what_outlasts_the_drain_timeout() {
+    let bench = start(100, EngineConfig { drain_timeout: Duration::from_millis(30), ..config() });
+    bench.faults.step_ms.store(10, Ordering::Relaxed);
+    let running = tokio::spawn(collect(bench.model.generate(request(&[1], 200)).await.unwrap()));
+    while bench.model.status().num_running == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.model.shutdown().await;
+    assert!(running.await.unwrap()[0].1.contains("failed: the server is shutting down"));
+}
+
+#[tokio::test]
+async fn an_idle_engine_takes_no_steps() {
+    let bench = start(100, config());
+    run(&bench, request(&[1], 3)).await;
+    settle(&bench).await;
+    let before = bench.faults.num_steps.load(Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(bench.faults.num_steps.load(Ordering::Relaxed), before);
+}
+
+#[tokio::test]
+async fn ended_sequences_are_counted_by_reason() {
+    let bench = start(100, config());
+    run(&bench, request(&[1], 3)).await;
+    drop(bench.model.generate(request(&[1], 100)).await.unwrap());
+    settle(&bench).await;
+    assert_eq!(counter(&bench, "mistralrs_sequences_completed_total"), 2);
+    assert_eq!(FinishReason::Cancelled.as_str(), "cancelled");
+}

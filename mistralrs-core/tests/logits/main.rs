@@ -1,0 +1,10 @@
+//! Do logits and greedy continuations agree with llama.cpp and transformers, and does a damaged file end in an error?
+//!
+//! `tests/fixtures/README.md` says what the references are and how they were made.
+
+mod damaged_files;
+mod reference;
+mod requantize;
+mod runner;
+mod smollm2;
+mod tiny;

@@ -1,0 +1,41 @@
+//! SmolLM2 in other quantizations, made from the Q4_1 file that is there.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Seek};
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use candle_core::quantized::gguf_file::{self, Content};
+use candle_core::quantized::{GgmlDType, QTensor};
+
+/// SmolLM2 in Q4_1: from `MISTRALRS_TEST_MODELS`, else `models/` of the workspace.
+pub fn smollm2() -> PathBuf {
+    #[expect(clippy::disallowed_methods, reason = "tests are not configured by the server")]
+    let directory = std::env::var_os("MISTRALRS_TEST_MODELS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../models"), PathBuf::from);
+    let path = directory.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(path.exists(), "{} is missing: scripts/get_models.sh fetches it", path.display());
+    path
+}
+
+/// Writes `source` to `target` with matrices of the types that `dtype_of` names; vectors stay F32.
+pub fn requantize(source: &Path, target: &Path, dtype_of: impl Fn(&str) -> GgmlDType) {
+    let mut reader = BufReader::new(File::open(source).unwrap());
+    let content = Content::read(&mut reader).unwrap();
+    let mut tensors = HashMap::new();
+    for name in content.tensor_infos.keys() {
+        reader.rewind().unwrap();
+        let tensor = content.tensor(&mut reader, name, &Device::Cpu).unwrap();
+        let dtype = if tensor.rank() == 1 { GgmlDType::F32 } else { dtype_of(name) };
+        let tensor = if tensor.dtype() == dtype {
+            tensor
+        } else {
+            QTensor::quantize(&tensor.dequantize(&Device::Cpu).unwrap(), dtype).unwrap()
+        };
+        tensors.insert(name.as_str(), tensor);
+    }
+    let metadata: Vec<_> = content.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    gguf_file::write(&mut BufWriter::new(File::create(target).unwrap()), &metadata, &tensors).unwrap();
+}

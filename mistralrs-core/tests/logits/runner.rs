@@ -1,0 +1,105 @@
+//! A model run without an engine: sequences in blocks of their own, batches as the test composes them.
+
+use std::path::{Path, PathBuf};
+
+use mistralrs_core::config::ModelSource;
+use mistralrs_core::loader::{self, LoadedModel};
+use mistralrs_core::models::{CausalLm, StepBatch};
+use mistralrs_paged_attn::{KvCache, KvDType, KvLayout, RaggedBatch};
+
+const BLOCK_SIZE: usize = 16;
+/// Blocks of each sequence: 256 tokens, longer than any test's.
+const BLOCKS_PER_SEQUENCE: usize = 16;
+
+/// A model with KV in f32 for a few sequences.
+pub struct Runner {
+    pub model: Box<dyn CausalLm>,
+    kv: KvCache,
+}
+
+/// Tokens of one sequence that a step computes.
+pub struct Chunk<'a> {
+    pub sequence: usize,
+    /// Tokens whose KV earlier steps wrote.
+    pub num_computed: usize,
+    pub tokens: &'a [u32],
+}
+
+pub fn load(path: &Path) -> LoadedModel {
+    let source = ModelSource { path: path.to_owned(), id: None, chat_template: None };
+    loader::load(&source).unwrap_or_else(|error| panic!("{error}"))
+}
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+impl Runner {
+    pub fn new(path: &Path) -> Self {
+        Self::with_sequences(path, 1)
+    }
+
+    pub fn with_sequences(path: &Path, num_sequences: usize) -> Self {
+        let model = load(path).model;
+        let shape = model.shape();
+        let layout = KvLayout {
+            num_layers: shape.num_layers,
+            num_kv_heads: shape.num_kv_heads,
+            head_size: shape.head_size,
+            block_size: BLOCK_SIZE,
+            dtype: KvDType::F32,
+        };
+        let kv = KvCache::new(layout, num_sequences * BLOCKS_PER_SEQUENCE).unwrap();
+        Self { model, kv }
+    }
+
+    /// Logits after every token of `chunks`, in their order.
+    pub fn step(&mut self, chunks: &[Chunk<'_>]) -> Vec<Vec<f32>> {
+        let mut batch = StepBatch::default();
+        batch.ragged.query_offsets.push(0);
+        batch.ragged.max_blocks = BLOCKS_PER_SEQUENCE;
+        for chunk in chunks {
+            add(&mut batch, chunk);
+        }
+        batch.logit_rows = (0..batch.token_ids.len() as u32).collect();
+        self.model.forward(&batch, &mut self.kv).unwrap().to_vec2().unwrap()
+    }
+
+    /// Logits after every token of a sequence that starts with `tokens`.
+    pub fn logits(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        self.step(&[Chunk { sequence: 0, num_computed: 0, tokens }])
+    }
+
+    /// The likeliest `num_tokens` tokens after `prompt`, one by one.
+    pub fn greedy(&mut self, prompt: &[u32], num_tokens: usize) -> Vec<u32> {
+        let mut out = Vec::new();
+        let mut last = self.logits(prompt).pop().unwrap();
+        while out.len() < num_tokens {
+            let token = argmax(&last);
+            let chunk = Chunk { sequence: 0, num_computed: prompt.len() + out.len(), tokens: &[token] };
+            last = self.step(&[chunk]).pop().unwrap();
+            out.push(token);
+        }
+        out
+    }
+}
+
+fn add(batch: &mut StepBatch, chunk: &Chunk<'_>) {
+    let first_block = (chunk.sequence * BLOCKS_PER_SEQUENCE) as u32;
+    let end = chunk.num_computed + chunk.tokens.len();
+    assert!(end <= BLOCKS_PER_SEQUENCE * BLOCK_SIZE, "a sequence of {end} tokens does not fit its blocks");
+    let RaggedBatch { query_offsets, context_lens, slot_mapping, block_tables, .. } = &mut batch.ragged;
+    batch.token_ids.extend_from_slice(chunk.tokens);
+    query_offsets.push(batch.token_ids.len() as u32);
+    context_lens.push(end as u32);
+    block_tables.extend((0..BLOCKS_PER_SEQUENCE as u32).map(|block| first_block + block));
+    for position in chunk.num_computed as u32..end as u32 {
+        batch.positions.push(position);
+        slot_mapping.push(first_block * BLOCK_SIZE as u32 + position);
+    }
+}
+
+pub fn argmax(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().max_by(|(_, one), (_, other)| one.total_cmp(other));
+    best.expect("a vocabulary is not empty").0 as u32
+}

@@ -1,0 +1,89 @@
+//! The tiny random checkpoints in `tests/fixtures`.
+
+use mistralrs_core::loader::ModelDescription;
+
+use crate::reference::Reference;
+use crate::runner::{Chunk, Runner, fixture, load};
+
+fn check(model: &str, reference: &str) {
+    let mut runner = Runner::new(&fixture(model));
+    let reference = Reference::read(reference);
+    reference.check_logits(&mut runner);
+    reference.check_greedy(&mut runner);
+}
+
+#[test]
+fn a_sharded_checkpoint_agrees_with_transformers() {
+    check("tiny-llama", "tiny-llama.transformers");
+}
+
+#[test]
+fn bf16_with_biases_a_head_size_of_its_own_a_tied_head_and_llama3_scaling_agrees_with_transformers() {
+    check("tiny-llama-bf16", "tiny-llama-bf16.transformers");
+}
+
+#[test]
+fn the_same_weights_in_gguf_agree_with_llama_cpp_and_transformers() {
+    check("tiny-llama-f32.gguf", "tiny-llama.llama-cpp");
+    check("tiny-llama-f32.gguf", "tiny-llama.transformers");
+}
+
+#[test]
+fn k_quants_agree_with_llama_cpp() {
+    for name in ["tiny-llama-256-q4_k_m", "tiny-llama-256-q6_k"] {
+        let mut runner = Runner::new(&fixture(&format!("{name}.gguf")));
+        Reference::read(&format!("{name}.llama-cpp")).check_quantized(&mut runner);
+    }
+}
+
+/// Steps that mix prefill chunks and decodes of three sequences give each the bits it has alone.
+#[test]
+fn a_sequence_has_the_same_logits_alone_and_in_any_batch() {
+    for model in ["tiny-llama", "tiny-llama-bf16", "tiny-llama-256-q4_k_m.gguf", "tiny-llama-256-q6_k.gguf"] {
+        let path = fixture(model);
+        let texts: [Vec<u32>; 3] = [(0..40).collect(), (5..12).collect(), (100..133).collect()];
+        let alone = texts.each_ref().map(|text| Runner::new(&path).logits(text));
+        let mut together = Runner::with_sequences(&path, 3);
+        let mut found = [const { Vec::new() }; 3];
+        // Per step, how many tokens each sequence computes; the columns sum to the texts' lengths.
+        for step in [[7, 0, 32], [1, 6, 1], [31, 1, 0], [1, 0, 0]] {
+            let chunks: Vec<Chunk<'_>> = (0..3)
+                .filter(|sequence| step[*sequence] > 0)
+                .map(|sequence| {
+                    let num_computed = found[sequence].len();
+                    let tokens = &texts[sequence][num_computed..num_computed + step[sequence]];
+                    Chunk { sequence, num_computed, tokens }
+                })
+                .collect();
+            let mut logits = together.step(&chunks).into_iter();
+            for chunk in &chunks {
+                found[chunk.sequence].extend(logits.by_ref().take(chunk.tokens.len()));
+            }
+        }
+        assert!(found == alone, "{model}: a batch changed what a sequence computes");
+    }
+}
+
+#[test]
+fn what_the_files_say_comes_with_the_weights() {
+    let gguf = load(&fixture("tiny-llama-f32.gguf"));
+    let description = ModelDescription {
+        architecture: "llama".into(),
+        quantization: "F32".into(),
+        num_parameters: 102_976,
+        num_weight_bytes: 4 * 102_976,
+    };
+    assert_eq!(gguf.description, description);
+    // <|endoftext|> and <|im_end|> are special and end a turn; only the second is declared.
+    assert_eq!(gguf.eos_token_ids, [0, 2].into());
+    assert!(gguf.chat_template.is_some());
+    assert_eq!(gguf.tokenizer.token_to_id("<|im_end|>"), Some(2));
+
+    let safetensors = load(&fixture("tiny-llama"));
+    assert_eq!(safetensors.description, description);
+    assert_eq!(safetensors.eos_token_ids, [0, 2].into());
+    assert!(safetensors.chat_template.is_some());
+    let text = "Once upon a time";
+    let encode = |tokenizer: &tokenizers::Tokenizer| tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+    assert_eq!(encode(&gguf.tokenizer), encode(&safetensors.tokenizer));
+}

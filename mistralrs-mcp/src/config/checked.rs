@@ -1,0 +1,379 @@
+//! The configuration after all checks: what the gateway runs on.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+
+use super::sections::{
+    AuthConfig, McpClientConfig, NamespaceStrategy, Secret, Separator, ServerConfig, ToolForwardingConfig, TransportName,
+};
+use super::ConfigError;
+use crate::mcp_server::namespace::NATIVE_NAMESPACE;
+use crate::mcp_server::security::AccessPolicy;
+
+/// Room is left for the tool's own name in the 64 characters that clients allow.
+pub(super) const MAX_NAME_LENGTH: usize = 32;
+/// Each may be a child process; one is shared by all downstreams, so that this is also the limit of children.
+const MAX_SERVERS: usize = 256;
+const DEFAULT_CONNECT_TIMEOUT_STDIO: Duration = Duration::from_secs(30);
+const DEFAULT_CONNECT_TIMEOUT_HTTP: Duration = Duration::from_secs(5);
+const DEFAULT_TOOL_TIMEOUT: Duration = Duration::from_secs(30);
+const DEFAULT_MAX_CONCURRENT_CALLS: usize = 64;
+/// More would only queue inside the upstream.
+const MAX_CONCURRENT_CALLS: usize = 4096;
+/// A longer timeout is a mistake in the unit.
+const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
+/// The protocol's own headers and those of the HTTP message itself.
+const RESERVED_HEADERS: [&str; 10] = [
+    "accept",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "last-event-id",
+    "mcp-method",
+    "mcp-name",
+    "mcp-protocol-version",
+    "mcp-session-id",
+];
+
+/// Everything the gateway is configured with, checked.
+#[derive(Debug, Clone, Default)]
+pub struct GatewayConfig {
+    /// In configuration order, which is the order in which their tools are listed.
+    pub upstreams: Vec<UpstreamConfig>,
+    /// How upstream tools are named.
+    pub naming: NamingConfig,
+    /// Which tools may be listed and called.
+    pub access: AccessPolicy,
+}
+
+/// How upstream tools are named.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NamingConfig {
+    /// With or without their namespace.
+    pub strategy: NamespaceStrategy,
+    /// What stands between the two.
+    pub separator: Separator,
+}
+
+/// An upstream's name from the configuration, never from what it says of itself.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UpstreamId(Arc<str>);
+
+/// What stands before an upstream's tool names; may be empty.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Namespace(Arc<str>);
+
+/// One upstream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpstreamConfig {
+    /// Its name.
+    pub id: UpstreamId,
+    /// What stands before its tool names.
+    pub namespace: Namespace,
+    /// How it is reached.
+    pub transport: TransportConfig,
+    /// For connecting, handshake and first listing together.
+    pub connect_timeout: Duration,
+    /// For one call.
+    pub tool_timeout: Duration,
+    /// Calls that run at once; more wait, until their deadline.
+    pub max_concurrent_calls: usize,
+}
+
+/// How an upstream is reached.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TransportConfig {
+    /// A child process.
+    Stdio(StdioConfig),
+    /// A URL.
+    StreamableHttp(HttpConfig),
+}
+
+/// A child process that speaks one JSON-RPC message a line.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StdioConfig {
+    /// Program, found in `PATH`.
+    pub command: String,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Added to its environment.
+    pub env: BTreeMap<String, Secret>,
+    /// Its working directory.
+    pub cwd: Option<PathBuf>,
+}
+
+/// A streamable-HTTP endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpConfig {
+    /// The endpoint.
+    pub url: String,
+    /// Sent with each request; values are marked sensitive.
+    pub headers: HeaderMap,
+    /// Sent as `Authorization: Bearer`.
+    pub bearer_token: Option<Secret>,
+}
+
+impl GatewayConfig {
+    /// Checks both sections. An absent one has its defaults; with `enabled = false` in either, everything is still
+    /// checked and no upstream is connected.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the dotted path of the key.
+    pub fn from_sections(
+        mcp_client: Option<McpClientConfig>,
+        tool_forwarding: Option<ToolForwardingConfig>,
+    ) -> Result<Self, ConfigError> {
+        let mcp_client = mcp_client.unwrap_or_default();
+        let forwarding = tool_forwarding.unwrap_or_default();
+        refuse_unsupported(&forwarding)?;
+        let access = AccessPolicy::new(&forwarding.security)
+            .map_err(|error| error.within("tool_forwarding.security"))?;
+        let mut upstreams = check_servers(mcp_client.servers)?;
+        if !(mcp_client.enabled && forwarding.enabled) {
+            upstreams.clear();
+        }
+        if !upstreams.is_empty() && !cfg!(feature = "tool-forwarding") {
+            return Err(ConfigError::not_supported(
+                "mcp_client.servers",
+                "connecting upstream servers (this program was built without the feature `tool-forwarding`)",
+            ));
+        }
+        let naming = NamingConfig { strategy: forwarding.namespace_strategy, separator: forwarding.separator };
+        Ok(Self { upstreams, naming, access })
+    }
+}
+
+impl UpstreamId {
+    /// As the configuration has it.
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// For labels and messages.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for UpstreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for UpstreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+impl Namespace {
+    /// As the configuration has it.
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// For names.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl UpstreamConfig {
+    /// With all defaults.
+    pub fn new(name: &str, transport: TransportConfig) -> Self {
+        let connect_timeout = match transport {
+            TransportConfig::Stdio(_) => DEFAULT_CONNECT_TIMEOUT_STDIO,
+            TransportConfig::StreamableHttp(_) => DEFAULT_CONNECT_TIMEOUT_HTTP,
+        };
+        Self {
+            id: UpstreamId::new(name),
+            namespace: Namespace::new(name),
+            transport,
+            connect_timeout,
+            tool_timeout: DEFAULT_TOOL_TIMEOUT,
+            max_concurrent_calls: DEFAULT_MAX_CONCURRENT_CALLS,
+        }
+    }
+}
+
+fn refuse_unsupported(forwarding: &ToolForwardingConfig) -> Result<(), ConfigError> {
+    let refuse = |key: &str, feature| Err(ConfigError::not_supported(format!("tool_forwarding.{key}"), feature));
+    if forwarding.namespace_strategy == NamespaceStrategy::Custom {
+        return refuse("namespace_strategy", "`custom` (use `server_prefix` or `flat`)");
+    }
+    if forwarding.aliases.is_some() {
+        return refuse("aliases", "naming tools by alias");
+    }
+    if forwarding.rate_limit.is_some() {
+        return refuse("rate_limit", "a rate limit per tool");
+    }
+    if forwarding.cache.is_some() {
+        return refuse("cache", "caching of tool results");
+    }
+    Ok(())
+}
+
+fn check_servers(servers: Vec<ServerConfig>) -> Result<Vec<UpstreamConfig>, ConfigError> {
+    if servers.len() > MAX_SERVERS {
+        return Err(ConfigError::invalid("mcp_client.servers", format!("more than {MAX_SERVERS} servers")));
+    }
+    let mut seen = HashMap::new();
+    let mut upstreams = Vec::new();
+    for (index, server) in servers.into_iter().enumerate() {
+        let at = format!("mcp_client.servers[{index}] ({})", server.name);
+        let is_enabled = server.enabled;
+        let upstream = check_server(server).map_err(|error| error.within(&at))?;
+        check_unique(&upstream, &mut seen).map_err(|error| error.within(&at))?;
+        if is_enabled {
+            upstreams.push(upstream);
+        }
+    }
+    Ok(upstreams)
+}
+
+/// `seen` holds names and namespaces alike: a name that is another's namespace would make tool names ambiguous.
+fn check_unique(upstream: &UpstreamConfig, seen: &mut HashMap<String, UpstreamId>) -> Result<(), ConfigError> {
+    let (name, namespace) = (upstream.id.as_str(), upstream.namespace.as_str());
+    for (key, value) in [("name", name), ("namespace", namespace)] {
+        if value.is_empty() || (key == "namespace" && value == name) {
+            continue;
+        }
+        if let Some(other) = seen.insert(value.to_owned(), upstream.id.clone()) {
+            return Err(ConfigError::invalid(key, format!("`{value}` is taken by server `{other}`")));
+        }
+    }
+    Ok(())
+}
+
+fn check_server(server: ServerConfig) -> Result<UpstreamConfig, ConfigError> {
+    check_name("name", &server.name)?;
+    let namespace = match &server.namespace {
+        Some(namespace) if namespace.is_empty() => Namespace::new(""),
+        Some(namespace) => {
+            check_name("namespace", namespace)?;
+            Namespace::new(namespace)
+        }
+        None => Namespace::new(&server.name),
+    };
+    let connect_timeout = check_timeout("connect_timeout_seconds", server.connect_timeout_seconds)?;
+    let tool_timeout = check_timeout("tool_timeout_seconds", server.tool_timeout_seconds)?;
+    let max_concurrent_calls = server.max_concurrent_calls.unwrap_or(DEFAULT_MAX_CONCURRENT_CALLS);
+    if !(1..=MAX_CONCURRENT_CALLS).contains(&max_concurrent_calls) {
+        return Err(ConfigError::invalid("max_concurrent_calls", format!("must be 1 to {MAX_CONCURRENT_CALLS}")));
+    }
+    let name = server.name.clone();
+    let defaults = UpstreamConfig::new(&name, check_transport(server)?);
+    Ok(UpstreamConfig {
+        namespace,
+        connect_timeout: connect_timeout.unwrap_or(defaults.connect_timeout),
+        tool_timeout: tool_timeout.unwrap_or(defaults.tool_timeout),
+        max_concurrent_calls,
+        ..defaults
+    })
+}
+
+fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if name.is_empty() || name.len() > MAX_NAME_LENGTH || !name.chars().all(is_allowed) {
+        return Err(ConfigError::invalid(key, format!("must be 1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 _ -, got `{name}`")));
+    }
+    if name == NATIVE_NAMESPACE {
+        return Err(ConfigError::invalid(key, format!("`{NATIVE_NAMESPACE}` is the namespace of the native tools")));
+    }
+    Ok(())
+}
+
+fn check_timeout(key: &str, seconds: Option<f64>) -> Result<Option<Duration>, ConfigError> {
+    match seconds {
+        None => Ok(None),
+        Some(seconds) if seconds > 0.0 && seconds <= MAX_TIMEOUT_SECONDS => Ok(Some(Duration::from_secs_f64(seconds))),
+        Some(_) => Err(ConfigError::invalid(key, format!("must be more than 0 and at most {MAX_TIMEOUT_SECONDS} seconds"))),
+    }
+}
+
+fn check_transport(server: ServerConfig) -> Result<TransportConfig, ConfigError> {
+    let transport = match (server.transport, &server.command, &server.url) {
+        (Some(TransportName::Sse), ..) => {
+            return Err(ConfigError::not_supported("transport", "the legacy SSE transport (most such servers also speak `http`)"));
+        }
+        (Some(TransportName::WebSocket), ..) => return Err(ConfigError::not_supported("transport", "WebSocket")),
+        (_, Some(_), Some(_)) => return Err(ConfigError::invalid("url", "a server has `command` or `url`, not both")),
+        (None, None, None) => return Err(ConfigError::invalid("command", "a server needs `command` or `url`")),
+        (Some(TransportName::Stdio) | None, Some(_), None) => TransportName::Stdio,
+        (Some(TransportName::Http) | None, None, Some(_)) => TransportName::Http,
+        (Some(TransportName::Stdio), ..) => return Err(ConfigError::invalid("command", "the transport `stdio` needs it")),
+        (Some(TransportName::Http), ..) => return Err(ConfigError::invalid("url", "the transport `http` needs it")),
+    };
+    if transport == TransportName::Stdio { check_stdio(server) } else { check_http(server) }
+}
+
+fn check_stdio(server: ServerConfig) -> Result<TransportConfig, ConfigError> {
+    if !server.headers.is_empty() || server.auth.is_some() {
+        let key = if server.auth.is_some() { "auth" } else { "headers" };
+        return Err(ConfigError::invalid(key, "a child process has none; give it what it needs in `env`"));
+    }
+    let command = server.command.unwrap_or_default();
+    if command.trim().is_empty() {
+        return Err(ConfigError::invalid("command", "must name a program"));
+    }
+    let strings = server.args.iter().chain(server.env.keys()).chain([&command]);
+    if strings.into_iter().any(|text| text.contains('\0')) {
+        return Err(ConfigError::invalid("command", "contains a zero byte"));
+    }
+    if let Some(key) = server.env.keys().find(|key| key.is_empty() || key.contains('=')) {
+        return Err(ConfigError::invalid("env", format!("`{key}` cannot be the name of a variable")));
+    }
+    Ok(TransportConfig::Stdio(StdioConfig { command, args: server.args, env: server.env, cwd: server.cwd }))
+}
+
+fn check_http(server: ServerConfig) -> Result<TransportConfig, ConfigError> {
+    for (key, is_present) in
+        [("args", !server.args.is_empty()), ("env", !server.env.is_empty()), ("cwd", server.cwd.is_some())]
+    {
+        if is_present {
+            return Err(ConfigError::invalid(key, "belongs to `command`; this server has a `url`"));
+        }
+    }
+    let url = server.url.unwrap_or_default();
+    let uri: Uri = url.parse().map_err(|error| ConfigError::invalid("url", format!("`{url}` is not a URL: {error}")))?;
+    match uri.scheme_str() {
+        Some("http" | "https") if uri.host().is_some_and(|host| !host.is_empty()) => {}
+        Some("ws" | "wss") => return Err(ConfigError::not_supported("url", "WebSocket")),
+        _ => return Err(ConfigError::invalid("url", format!("`{url}` must begin with http:// or https:// and a host"))),
+    }
+    let headers = check_headers(&server.headers)?;
+    let bearer_token = server.auth.map(|AuthConfig::Bearer { token }| token);
+    if let Some(token) = &bearer_token {
+        if headers.contains_key(header::AUTHORIZATION) {
+            return Err(ConfigError::invalid("auth", "`headers` already holds Authorization"));
+        }
+        if token.expose().is_empty() || HeaderValue::from_str(token.expose()).is_err() {
+            return Err(ConfigError::invalid("auth.token", "is empty or holds characters that no header can"));
+        }
+    }
+    Ok(TransportConfig::StreamableHttp(HttpConfig { url, headers, bearer_token }))
+}
+
+fn check_headers(headers: &BTreeMap<String, Secret>) -> Result<HeaderMap, ConfigError> {
+    let mut checked = HeaderMap::new();
+    for (name, value) in headers {
+        let at = format!("headers.{name}");
+        let name = HeaderName::from_bytes(name.as_bytes())
+            .map_err(|_| ConfigError::invalid(&at, "is not the name of a header"))?;
+        if RESERVED_HEADERS.contains(&name.as_str()) {
+            return Err(ConfigError::invalid(&at, "is set by the protocol"));
+        }
+        let mut value = HeaderValue::from_str(value.expose())
+            .map_err(|_| ConfigError::invalid(&at, "holds characters that no header can"))?;
+        value.set_sensitive(true);
+        checked.insert(name, value);
+    }
+    Ok(checked)
+}

@@ -1,0 +1,23 @@
+//! The MCP gateway: one catalog of tools over many upstream servers and the local model.
+//!
+//! Reading order: [`gateway`] is the door, [`mcp_server`] the side downstreams see,
+//! `upstream` the side upstreams see, [`config`] what people write.
+//!
+//! **Never** here: tensors, axum, sockets that listen.
+
+pub mod config;
+pub mod error;
+pub mod gateway;
+pub mod local_tools;
+pub mod mcp_server;
+pub mod metrics;
+mod reliability;
+#[cfg(feature = "tool-forwarding")]
+mod upstream;
+
+pub use error::GatewayError;
+pub use gateway::{CallContext, Gateway, Principal, ToolCall};
+pub use local_tools::{LocalTool, LocalToolError, LocalTools, ProgressSink, ProgressUpdate};
+pub use mcp_server::handler::GatewayHandler;
+pub use metrics::GatewayMetrics;
+pub use rmcp;

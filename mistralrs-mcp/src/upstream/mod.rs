@@ -1,0 +1,120 @@
+//! The side upstreams see: one connection each, shared by all calls, opened again when it is lost.
+//!
+//! A supervisor task owns each connection; callers read which one is live, and wake it when there is none.
+
+mod connection;
+mod events;
+mod stderr;
+mod stdio;
+mod streamable_http;
+mod supervisor;
+mod tap;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rmcp::model::{CallToolResult, JsonObject};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::timeout_at;
+
+use connection::Connection;
+pub(crate) use supervisor::Supervisor;
+
+use crate::config::{UpstreamConfig, UpstreamId};
+use crate::error::GatewayError;
+use crate::local_tools::ProgressSink;
+use crate::metrics::UpstreamMetrics;
+
+/// One upstream, as callers see it.
+pub(crate) struct Upstream {
+    config: UpstreamConfig,
+    /// Written by its supervisor only.
+    link: watch::Sender<Link>,
+    /// A call found no connection.
+    wanted: Notify,
+    permits: Semaphore,
+    metrics: UpstreamMetrics,
+}
+
+/// Where the connection stands.
+#[derive(Clone)]
+enum Link {
+    /// An attempt is running.
+    Connecting,
+    Up(Arc<Connection>),
+    /// It was up; the next attempt has not begun.
+    Lost,
+    /// The last attempt failed, for this reason.
+    Failed(Arc<str>),
+    /// There will be none.
+    Ended,
+}
+
+impl Upstream {
+    /// Not connected yet: that is its supervisor's work.
+    pub fn new(config: UpstreamConfig, metrics: UpstreamMetrics) -> Arc<Self> {
+        let permits = Semaphore::new(config.max_concurrent_calls);
+        Arc::new(Self { config, link: watch::Sender::new(Link::Connecting), wanted: Notify::new(), permits, metrics })
+    }
+
+    /// When a call that began at `started` must end here, if its caller waits until `deadline`.
+    pub fn deadline(&self, started: Instant, deadline: Instant) -> Instant {
+        deadline.min(started + self.config.tool_timeout)
+    }
+
+    /// Waits until the first attempt to connect has ended, one way or the other, or its time is over.
+    pub async fn first_attempt(&self) {
+        let mut link = self.link.subscribe();
+        let ended = link.wait_for(|link| !matches!(link, Link::Connecting));
+        let _ = tokio::time::timeout(self.config.connect_timeout, ended).await;
+    }
+
+    /// Calls a tool, over a connection that is opened first if there is none. The caller bounds the whole.
+    ///
+    /// # Errors
+    /// [`GatewayError::Busy`] and [`GatewayError::Unavailable`] when `deadline` passes before the call begins; what
+    /// the connection says otherwise.
+    pub async fn call_tool(
+        &self,
+        tool: &str,
+        arguments: JsonObject,
+        deadline: Instant,
+        progress: Option<&dyn ProgressSink>,
+    ) -> Result<CallToolResult, GatewayError> {
+        let permit = timeout_at(deadline.into(), self.permits.acquire()).await;
+        let _permit = permit.map_err(|_| self.busy())?.map_err(|_| GatewayError::ShuttingDown)?;
+        let connection = timeout_at(deadline.into(), self.connection()).await;
+        let connection = connection.map_err(|_| self.unavailable("it is still connecting"))??;
+        connection.call_tool(tool, arguments, progress).await
+    }
+
+    /// The live connection. Without one, the supervisor is woken, and the end of its next attempt decides.
+    async fn connection(&self) -> Result<Arc<Connection>, GatewayError> {
+        let mut link = self.link.subscribe();
+        let mut is_first_look = true;
+        loop {
+            match &*link.borrow_and_update() {
+                Link::Up(connection) if !connection.is_closed() => return Ok(Arc::clone(connection)),
+                Link::Failed(reason) if !is_first_look => return Err(self.unavailable(reason)),
+                Link::Ended => return Err(GatewayError::ShuttingDown),
+                Link::Connecting => {}
+                // Closed but not yet noticed, lost, or failed before this call came.
+                Link::Up(_) | Link::Lost | Link::Failed(_) => self.wanted.notify_one(),
+            }
+            is_first_look = false;
+            link.changed().await.map_err(|_| GatewayError::ShuttingDown)?;
+        }
+    }
+
+    fn id(&self) -> &UpstreamId {
+        &self.config.id
+    }
+
+    fn busy(&self) -> GatewayError {
+        GatewayError::Busy { upstream: self.id().clone(), max_concurrent_calls: self.config.max_concurrent_calls }
+    }
+
+    fn unavailable(&self, reason: &str) -> GatewayError {
+        GatewayError::Unavailable { upstream: self.id().clone(), reason: reason.to_owned() }
+    }
+}

@@ -1,0 +1,199 @@
+//! An upstream that is a URL: streamable HTTP through rmcp's worker, which keeps the session, opens it again when it
+//! expired, and repeats the request that found out (the server refused it, so that it cannot have run).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Uri};
+use rmcp::model::{ClientJsonRpcMessage, ErrorData, ServerJsonRpcMessage};
+use rmcp::transport::StreamableHttpClientTransport;
+use rmcp::transport::common::client_side_sse::{BoxedSseResponse, ExponentialBackoff};
+use rmcp::transport::streamable_http_client::{
+    StreamableHttpClient, StreamableHttpClientTransportConfig, StreamableHttpError, StreamableHttpPostResponse,
+};
+
+use crate::config::{HttpConfig, UpstreamConfig};
+
+/// An idle connection is kept for the next call; servers commonly close theirs after 60 to 120 seconds.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(55);
+/// A lost event stream is opened again at this pace at most; calls do not wait for it.
+const MAX_STREAM_RETRY_DELAY: Duration = Duration::from_secs(30);
+/// Of one server-sent event, and so of one result: as much as a line of a child's stdout may have.
+const MAX_EVENT_BYTES: usize = 16 * 1024 * 1024;
+/// Codes that servers answer an unknown session with.
+const SESSION_ERROR_CODES: [i32; 3] = [-32000, -32001, -32600];
+
+/// What a request through [`SessionAwareClient`] fails with.
+pub(super) type HttpError = StreamableHttpError<reqwest::Error>;
+
+/// The transport, before anything is sent.
+///
+/// # Errors
+/// [`reqwest::Error`] if no HTTP client can be made.
+pub(super) fn transport(
+    upstream: &UpstreamConfig,
+    config: &HttpConfig,
+) -> Result<StreamableHttpClientTransport<SessionAwareClient>, reqwest::Error> {
+    let mut client = reqwest::Client::builder()
+        .connect_timeout(upstream.connect_timeout)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .tcp_nodelay(true)
+        .user_agent(concat!("mistralrs-server/", env!("CARGO_PKG_VERSION")));
+    if is_loopback(&config.url) {
+        // A proxy that the environment names is for what lies outside this machine.
+        client = client.no_proxy();
+    }
+    let mut retry = ExponentialBackoff::default();
+    retry.max_delay = Some(MAX_STREAM_RETRY_DELAY);
+
+    let mut settings = StreamableHttpClientTransportConfig::with_uri(config.url.as_str())
+        .max_concurrent_requests(upstream.max_concurrent_calls)
+        .max_sse_event_size(MAX_EVENT_BYTES)
+        .reinit_on_expired_session(true)
+        .custom_headers(headers(config));
+    settings.channel_buffer_capacity = upstream.max_concurrent_calls;
+    settings.retry_config = Arc::new(retry);
+    if let Some(token) = &config.bearer_token {
+        settings = settings.auth_header(token.expose());
+    }
+    Ok(StreamableHttpClientTransport::with_client(SessionAwareClient(client.build()?), settings))
+}
+
+fn headers(config: &HttpConfig) -> HashMap<HeaderName, HeaderValue> {
+    config.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+fn is_loopback(url: &str) -> bool {
+    let Some(host) = url.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)) else { return false };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// reqwest, and the knowledge that many servers say "unknown session" with 400 where the specification has 404.
+#[derive(Clone)]
+pub(super) struct SessionAwareClient(reqwest::Client);
+
+impl StreamableHttpClient for SessionAwareClient {
+    type Error = reqwest::Error;
+
+    async fn post_message(
+        &self,
+        uri: Arc<str>,
+        message: ClientJsonRpcMessage,
+        session_id: Option<Arc<str>>,
+        auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<StreamableHttpPostResponse, HttpError> {
+        self.post_message_with_max_sse_event_size(uri, message, session_id, auth_header, custom_headers, MAX_EVENT_BYTES)
+            .await
+    }
+
+    async fn post_message_with_max_sse_event_size(
+        &self,
+        uri: Arc<str>,
+        message: ClientJsonRpcMessage,
+        session_id: Option<Arc<str>>,
+        auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+        max_sse_event_size: usize,
+    ) -> Result<StreamableHttpPostResponse, HttpError> {
+        let has_session = session_id.is_some();
+        let answer = self
+            .0
+            .post_message_with_max_sse_event_size(uri, message, session_id, auth_header, custom_headers, max_sse_event_size)
+            .await;
+        match answer {
+            Ok(StreamableHttpPostResponse::Json(ServerJsonRpcMessage::Error(answer), _))
+                if has_session && is_unknown_session(&answer.error) =>
+            {
+                Err(StreamableHttpError::SessionExpired)
+            }
+            Err(StreamableHttpError::UnexpectedServerResponse(text))
+                if has_session && text.starts_with("HTTP 400") && speaks_of_session(&text) =>
+            {
+                Err(StreamableHttpError::SessionExpired)
+            }
+            answer => answer,
+        }
+    }
+
+    async fn delete_session(
+        &self,
+        uri: Arc<str>,
+        session_id: Arc<str>,
+        auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<(), HttpError> {
+        self.0.delete_session(uri, session_id, auth_header, custom_headers).await
+    }
+
+    async fn get_stream(
+        &self,
+        uri: Arc<str>,
+        session_id: Option<Arc<str>>,
+        last_event_id: Option<String>,
+        auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<BoxedSseResponse, HttpError> {
+        self.0.get_stream(uri, session_id, last_event_id, auth_header, custom_headers).await
+    }
+
+    async fn get_stream_with_max_sse_event_size(
+        &self,
+        uri: Arc<str>,
+        session_id: Option<Arc<str>>,
+        last_event_id: Option<String>,
+        auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+        max_sse_event_size: usize,
+    ) -> Result<BoxedSseResponse, HttpError> {
+        self.0
+            .get_stream_with_max_sse_event_size(
+                uri,
+                session_id,
+                last_event_id,
+                auth_header,
+                custom_headers,
+                max_sse_event_size,
+            )
+            .await
+    }
+}
+
+fn is_unknown_session(error: &ErrorData) -> bool {
+    SESSION_ERROR_CODES.contains(&error.code.0) && speaks_of_session(&error.message)
+}
+
+/// "No valid session ID provided", "Invalid or missing session ID", "Session not found", "Unknown session".
+fn speaks_of_session(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    ["session id", "session not found", "unknown session", "session expired"].iter().any(|phrase| text.contains(phrase))
+}
+
+#[cfg(test)]
+mod tests {
+    use rmcp::model::ErrorCode;
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_session_is_understood_in_the_words_of_real_servers() {
+        let error = |code, message: &'static str| ErrorData::new(ErrorCode(code), message, None);
+        assert!(is_unknown_session(&error(-32000, "Bad Request: No valid session ID provided")));
+        assert!(is_unknown_session(&error(-32001, "Session not found")));
+        assert!(is_unknown_session(&error(-32600, "Invalid or missing session ID")));
+        assert!(!is_unknown_session(&error(-32602, "unknown session id in argument `chat`")));
+        assert!(!is_unknown_session(&error(-32000, "Connection closed")));
+    }
+
+    #[test]
+    fn proxies_are_not_used_for_this_machine() {
+        for url in ["http://127.0.0.1:1/x", "http://localhost/x", "http://[::1]:8/", "https://127.1.2.3"] {
+            assert!(is_loopback(url), "{url}");
+        }
+        for url in ["http://10.0.0.1/", "https://example.com/localhost", "http://localhost.example.com"] {
+            assert!(!is_loopback(url), "{url}");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The owner of an upstream's connection: opens it, lists its tools, waits for its end, opens it again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rmcp::RoleClient;
+use rmcp::model::{ErrorCode, ProtocolVersion};
+use rmcp::service::{ClientInitializeError, ClientLifecycleMode, serve_client_with_lifecycle};
+use rmcp::transport::Transport;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connection::{Connection, OpenConnection, root_cause};
+use super::events::UpstreamEvents;
+use super::tap::{ConnectionState, TappedTransport};
+use super::{Link, Upstream, stderr, stdio, streamable_http};
+use crate::config::{StdioConfig, TransportConfig};
+use crate::error::GatewayError;
+use crate::mcp_server::catalog::Catalog;
+use crate::metrics::Opened;
+use crate::reliability::ReconnectPace;
+
+/// Tools are listed again this often, for servers that do not tell when they change.
+const REFRESH_EVERY: Duration = Duration::from_mins(1);
+/// A server that says so all the time is listened to this often.
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(500);
+/// A closing connection ends its child or its session within this; what is left then is killed with its handles.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The last words of a child that failed to start may arrive after its end.
+const STDERR_GRACE: Duration = Duration::from_millis(200);
+
+/// Owns one upstream's connection.
+pub(crate) struct Supervisor {
+    upstream: Arc<Upstream>,
+    /// In the configuration, and so in the catalog.
+    place: usize,
+    catalog: Arc<Catalog>,
+    shutdown: CancellationToken,
+    /// Connections that are being closed.
+    closing: TaskTracker,
+    pace: ReconnectPace,
+    opened: Opened,
+}
+
+/// A connection that has shaken hands and listed its tools.
+struct Established {
+    open: OpenConnection,
+    connection: Arc<Connection>,
+    list_changed: Arc<Notify>,
+}
+
+/// Why there is none.
+enum ConnectFailure {
+    /// For people.
+    Reason(String),
+    /// The server does not know the legacy handshake.
+    ModernOnly,
+}
+
+impl Supervisor {
+    /// For the upstream at `place`; `closing` tracks what outlives it.
+    pub fn new(
+        upstream: Arc<Upstream>,
+        place: usize,
+        catalog: Arc<Catalog>,
+        shutdown: CancellationToken,
+        closing: TaskTracker,
+    ) -> Self {
+        Self { upstream, place, catalog, shutdown, closing, pace: ReconnectPace::default(), opened: Opened::First }
+    }
+
+    /// Until shutdown.
+    pub async fn run(mut self) {
+        let shutdown = self.shutdown.clone();
+        while !shutdown.is_cancelled() {
+            self.publish(Link::Connecting);
+            let attempt = tokio::select! {
+                attempt = self.connect() => attempt,
+                () = shutdown.cancelled() => break,
+            };
+            match attempt {
+                Ok(established) => self.serve(established).await,
+                Err(reason) => {
+                    self.pace.failed();
+                    tracing::warn!(upstream = %self.upstream.id(), reason, "could not connect; trying again later");
+                    self.publish(Link::Failed(reason.into()));
+                }
+            }
+            tokio::select! {
+                () = self.pause() => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+        self.publish(Link::Ended);
+    }
+
+    /// Until a call wants the connection (then briefly) or nobody did for a while.
+    async fn pause(&self) {
+        let since = Instant::now();
+        tokio::select! {
+            () = self.upstream.wanted.notified() => sleep_until(since + self.pace.pause_for_call()).await,
+            () = sleep(self.pace.pause_unasked()) => {}
+        }
+    }
+
+    /// Holds the connection until it ends, and keeps the catalog's part fresh.
+    async fn serve(&mut self, established: Established) {
+        let Established { open, connection, list_changed } = established;
+        let since = Instant::now();
+        self.upstream.metrics.connected(self.opened);
+        self.opened = Opened::Again;
+        self.publish(Link::Up(Arc::clone(&connection)));
+        tracing::info!(upstream = %self.upstream.id(), "connected");
+        tokio::select! {
+            () = connection.closed().cancelled() => tracing::warn!(upstream = %self.upstream.id(), "connection lost"),
+            () = self.shutdown.cancelled() => {}
+            () = self.keep_fresh(&connection, &list_changed) => {}
+        }
+        self.upstream.metrics.disconnected();
+        self.publish(Link::Lost);
+        self.pace.lost(since.elapsed());
+        // Not waited for: a child may take its time to end, and a call waits for the next one.
+        self.closing.spawn(close(open));
+    }
+
+    async fn keep_fresh(&self, connection: &Connection, list_changed: &Notify) {
+        loop {
+            sleep(MIN_REFRESH_INTERVAL).await;
+            tokio::select! {
+                () = list_changed.notified() => {}
+                () = sleep(REFRESH_EVERY) => {}
+            }
+            match connection.list_tools().await {
+                Ok(tools) => {
+                    self.catalog.replace(self.place, tools);
+                }
+                Err(error) => {
+                    tracing::warn!(upstream = %self.upstream.id(), %error, "could not list its tools; keeping the last list");
+                }
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Established, String> {
+        let attempt = async {
+            match self.attempt(ClientLifecycleMode::Initialize).await {
+                Err(ConnectFailure::ModernOnly) => {
+                    let preferred_versions = vec![ProtocolVersion::LATEST];
+                    self.attempt(ClientLifecycleMode::Discover { preferred_versions }).await
+                }
+                outcome => outcome,
+            }
+        };
+        let limit = self.upstream.config.connect_timeout;
+        match timeout(limit, attempt).await {
+            Ok(Ok(established)) => Ok(established),
+            Ok(Err(ConnectFailure::Reason(reason))) => Err(reason),
+            Ok(Err(ConnectFailure::ModernOnly)) => Err("it speaks no revision of the protocol that we do".to_owned()),
+            Err(_) => Err(format!("it did not answer within {limit:?}")),
+        }
+    }
+
+    async fn attempt(&self, lifecycle: ClientLifecycleMode) -> Result<Established, ConnectFailure> {
+        match &self.upstream.config.transport {
+            TransportConfig::Stdio(config) => self.attempt_stdio(config, lifecycle).await,
+            TransportConfig::StreamableHttp(config) => {
+                let transport = streamable_http::transport(&self.upstream.config, config)
+                    .map_err(|error| ConnectFailure::Reason(root_cause(&error)))?;
+                self.establish(transport, lifecycle).await
+            }
+        }
+    }
+
+    async fn attempt_stdio(
+        &self,
+        config: &StdioConfig,
+        lifecycle: ClientLifecycleMode,
+    ) -> Result<Established, ConnectFailure> {
+        let id = self.upstream.id();
+        let (child, stderr) = stdio::spawn(id, config).map_err(|error| ConnectFailure::Reason(error.to_string()))?;
+        let last_line = stderr::LastLine::default();
+        // Ends with the child's stderr.
+        let drained = tokio::spawn(stderr::drain(id.clone(), stderr, last_line.clone()));
+        let outcome = self.establish(child, lifecycle).await;
+        let Err(ConnectFailure::Reason(reason)) = outcome else { return outcome };
+        let _ = timeout(STDERR_GRACE, drained).await;
+        Err(ConnectFailure::Reason(match last_line.get() {
+            Some(line) => format!("{reason}; the last line of its stderr: {line}"),
+            None => reason,
+        }))
+    }
+
+    /// Shakes hands and fills the catalog's part, so that nobody sees a connection without tools.
+    async fn establish<T: Transport<RoleClient> + 'static>(
+        &self,
+        transport: T,
+        lifecycle: ClientLifecycleMode,
+    ) -> Result<Established, ConnectFailure> {
+        let state = ConnectionState::new();
+        let list_changed = Arc::new(Notify::new());
+        let events = UpstreamEvents::new(Arc::clone(&list_changed));
+        let transport = TappedTransport::new(transport, Arc::clone(&state));
+        let open = serve_client_with_lifecycle(events, transport, lifecycle).await.map_err(explain)?;
+        let connection = Arc::new(Connection::new(self.upstream.id().clone(), &open, state));
+        let tools = connection.list_tools().await.map_err(|error: GatewayError| ConnectFailure::Reason(error.to_string()))?;
+        self.catalog.replace(self.place, tools);
+        Ok(Established { open, connection, list_changed })
+    }
+
+    fn publish(&self, link: Link) {
+        self.upstream.link.send_replace(link);
+    }
+}
+
+async fn close(mut open: OpenConnection) {
+    if let Err(error) = open.close_with_timeout(CLOSE_TIMEOUT).await {
+        tracing::warn!(%error, "closing an upstream connection failed");
+    }
+}
+
+fn explain(error: ClientInitializeError) -> ConnectFailure {
+    match error {
+        ClientInitializeError::JsonRpcError(error)
+            if [ErrorCode::METHOD_NOT_FOUND, ErrorCode::UNSUPPORTED_PROTOCOL_VERSION].contains(&error.code) =>
+        {
+            ConnectFailure::ModernOnly
+        }
+        ClientInitializeError::JsonRpcError(error) => ConnectFailure::Reason(format!("it refused: {}", error.message)),
+        ClientInitializeError::ConnectionClosed(_) => ConnectFailure::Reason("it ended before it answered".to_owned()),
+        ClientInitializeError::TransportError { error, .. } => ConnectFailure::Reason(root_cause(&*error.error)),
+        error => ConnectFailure::Reason(error.to_string()),
+    }
+}

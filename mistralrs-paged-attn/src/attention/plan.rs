@@ -1,0 +1,141 @@
+//! Cuts one step's attention into units of work of bounded size. Values in, a plan out; any plan gives the same bits.
+
+use std::cmp::Reverse;
+use std::ops::Range;
+
+use super::RaggedBatch;
+use crate::cpu_storage::PoolGeometry;
+use crate::kernels::GROUPS_PER_TILE;
+
+/// KV tiles per span: 256 tokens, where merging (one pass over a row's output) is below 2 % of the work, and a context
+/// of 512 still keeps two threads busy with one KV head.
+pub(super) const TILES_PER_SPAN: usize = 4;
+/// Query rows per unit: queries and outputs of 48 rows of 64 stay in 48 KiB of L1 beside a KV tile.
+const MAX_ROWS_PER_TILE: usize = 48;
+/// What reading a KV tile from memory costs, in rows computed over it.
+const READ_COST: usize = 4;
+/// Units that each thread should find, so that the last to finish does not keep the others waiting for long.
+const UNITS_PER_THREAD: usize = 4;
+/// Rows over a span below which one thread does it all: a few microseconds, less than a parked thread takes to wake.
+const MIN_SHARED_COST: usize = 32;
+
+/// Neighbouring queries of one sequence and the query groups of neighbouring KV heads.
+///
+/// Few queries (decodes) come with many heads: a block's heads are neighbours in memory, and the longer the run that
+/// is read forwards, the nearer reading comes to the memory's full speed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct QueryTile {
+    pub(super) sequence: usize,
+    pub(super) kv_heads: Range<usize>,
+    /// Tokens of the batch.
+    pub(super) queries: Range<usize>,
+    /// Tokens that the first query sees; each next one sees one more.
+    pub(super) first_visible: usize,
+    /// Query heads per KV head.
+    pub(super) group_size: usize,
+    /// Spans that the last query sees.
+    pub(super) num_spans: usize,
+    /// If several units share the tile: where their rows per span begin.
+    pub(super) first_partial: Option<usize>,
+}
+
+impl QueryTile {
+    /// Rows of each KV head.
+    pub(super) fn rows_per_head(&self) -> usize {
+        self.queries.len() * self.group_size
+    }
+
+    pub(super) fn num_rows(&self) -> usize {
+        self.kv_heads.len() * self.rows_per_head()
+    }
+
+    /// Tokens that the last query sees.
+    pub(super) fn last_visible(&self) -> usize {
+        self.first_visible + self.queries.len() - 1
+    }
+
+    fn head_cost(&self) -> usize {
+        self.rows_per_head() + READ_COST
+    }
+
+    fn span_cost(&self) -> usize {
+        self.kv_heads.len() * self.head_cost()
+    }
+}
+
+/// Some spans of a query tile: what one thread does at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unit {
+    pub(super) tile: usize,
+    pub(super) spans: Range<usize>,
+}
+
+pub(super) struct Plan {
+    pub(super) tiles: Vec<QueryTile>,
+    /// Largest first.
+    pub(super) units: Vec<Unit>,
+    /// Rows of all spans of all shared tiles.
+    pub(super) num_partials: usize,
+    /// Threads worth waking, the caller included.
+    pub(super) num_threads: usize,
+}
+
+impl Plan {
+    /// What is large beside a thread's share is cut, by spans first and by heads where that is not enough.
+    pub(super) fn new(batch: &RaggedBatch, geometry: &PoolGeometry, num_heads: usize, num_threads: usize) -> Self {
+        let whole_tiles = query_tiles(batch, geometry, num_heads / geometry.num_kv_heads);
+        let cost: usize = whole_tiles.iter().map(|tile| tile.num_spans * tile.span_cost()).sum();
+        let num_threads = if cost < MIN_SHARED_COST { 1 } else { num_threads };
+        let share = if num_threads > 1 { (cost / (num_threads * UNITS_PER_THREAD)).max(1) } else { usize::MAX };
+        let mut plan = Self { tiles: Vec::new(), units: Vec::new(), num_partials: 0, num_threads };
+        for tile in whole_tiles {
+            let max_heads = (MAX_ROWS_PER_TILE / tile.rows_per_head()).min(share / tile.head_cost()).max(1);
+            // Of nearly equal size: eight heads, five at most, are four and four.
+            let heads_per_tile = tile.kv_heads.len().div_ceil(tile.kv_heads.len().div_ceil(max_heads));
+            for first_head in tile.kv_heads.clone().step_by(heads_per_tile) {
+                let kv_heads = first_head..tile.kv_heads.end.min(first_head + heads_per_tile);
+                plan.add(QueryTile { kv_heads, ..tile.clone() }, share);
+            }
+        }
+        plan.units.sort_by_key(|unit| Reverse(unit.spans.len() * plan.tiles[unit.tile].span_cost()));
+        plan
+    }
+
+    fn add(&mut self, mut tile: QueryTile, share: usize) {
+        let num_units = (tile.num_spans * tile.span_cost()).div_ceil(share).min(tile.num_spans);
+        let spans_per_unit = tile.num_spans.div_ceil(num_units);
+        if spans_per_unit < tile.num_spans {
+            tile.first_partial = Some(self.num_partials);
+            self.num_partials += tile.num_spans * tile.num_rows();
+        }
+        for start in (0..tile.num_spans).step_by(spans_per_unit) {
+            let spans = start..tile.num_spans.min(start + spans_per_unit);
+            self.units.push(Unit { tile: self.tiles.len(), spans });
+        }
+        self.tiles.push(tile);
+    }
+}
+
+/// All sequences' queries in pieces, each with all KV heads.
+fn query_tiles(batch: &RaggedBatch, geometry: &PoolGeometry, group_size: usize) -> Vec<QueryTile> {
+    let queries_per_tile = (MAX_ROWS_PER_TILE / group_size).max(1);
+    let mut tiles = Vec::new();
+    for sequence in 0..batch.num_sequences() {
+        let all_queries = batch.queries(sequence);
+        for start in all_queries.clone().step_by(queries_per_tile) {
+            let queries = start..all_queries.end.min(start + queries_per_tile);
+            // The last query of the sequence sees all of its context.
+            let last_visible = batch.context_len(sequence) - (all_queries.end - queries.end);
+            tiles.push(QueryTile {
+                sequence,
+                kv_heads: 0..geometry.num_kv_heads,
+                first_visible: last_visible + 1 - queries.len(),
+                queries,
+                group_size,
+                num_spans: geometry.groups_of(last_visible).div_ceil(GROUPS_PER_TILE * TILES_PER_SPAN),
+                first_partial: None,
+            });
+        }
+    }
+    tiles
+}

@@ -1,0 +1,324 @@
+use std::ops::Range;
+
+use half::f16;
+use proptest::prelude::*;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::cache::{KvRows, KvStorage};
+use crate::kernels::Isa;
+use crate::reference::ReferenceCache;
+use crate::{KvDType, KvLayout};
+
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_size: usize,
+    block_size: usize,
+}
+
+impl Shape {
+    fn layout(&self) -> KvLayout {
+        let Self { num_kv_heads, head_size, block_size, .. } = *self;
+        KvLayout { num_layers: 1, num_kv_heads, head_size, block_size, dtype: KvDType::F32 }
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_size as f32).sqrt()
+    }
+}
+
+/// SmolLM2's heads, and ones that fit no vector, tile or block.
+const SMOL: Shape = Shape { num_heads: 9, num_kv_heads: 3, head_size: 64, block_size: 16 };
+const ODD: Shape = Shape { num_heads: 14, num_kv_heads: 2, head_size: 40, block_size: 24 };
+
+/// A sequence's queries, keys and values, `[len, heads, D]`.
+struct Tokens {
+    len: usize,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+impl Tokens {
+    fn random(shape: &Shape, len: usize, rng: &mut ChaCha8Rng) -> Self {
+        let mut rows = |heads: usize| (0..len * heads * shape.head_size).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let (query, key, value) = (rows(shape.num_heads), rows(shape.num_kv_heads), rows(shape.num_kv_heads));
+        Self { len, query, key, value }
+    }
+}
+
+/// A few sequences with room in a pool, in blocks of random order.
+struct World {
+    shape: Shape,
+    sequences: Vec<Tokens>,
+    tables: Vec<Vec<u32>>,
+    num_blocks: usize,
+}
+
+/// The tokens of each sequence that one step computes.
+type Step = Vec<(usize, Range<usize>)>;
+
+impl World {
+    fn random(shape: Shape, lens: &[usize], seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let sequences = lens.iter().map(|len| Tokens::random(&shape, *len, &mut rng)).collect();
+        let mut world = Self { shape, sequences, tables: Vec::new(), num_blocks: 0 };
+        world.shuffle_blocks(&mut rng);
+        world
+    }
+
+    /// Other physical blocks for all sequences, some of the pool left over.
+    fn shuffle_blocks(&mut self, rng: &mut ChaCha8Rng) {
+        let lens: Vec<_> = self.sequences.iter().map(|tokens| tokens.len.div_ceil(self.shape.block_size)).collect();
+        self.num_blocks = lens.iter().sum::<usize>() + 3;
+        let mut free: Vec<u32> = (0..self.num_blocks as u32).collect();
+        free.shuffle(rng);
+        self.tables = lens.iter().map(|len| free.split_off(free.len() - len)).collect();
+    }
+
+    fn batch(&self, step: &Step) -> RaggedBatch {
+        let max_blocks = self.tables.iter().map(Vec::len).max().unwrap_or(0);
+        let mut batch = RaggedBatch { query_offsets: vec![0], max_blocks, ..RaggedBatch::default() };
+        for (sequence, tokens) in step {
+            let table = &self.tables[*sequence];
+            let slot = |position: usize| {
+                table[position / self.shape.block_size] * self.shape.block_size as u32
+                    + (position % self.shape.block_size) as u32
+            };
+            batch.slot_mapping.extend(tokens.clone().map(slot));
+            batch.query_offsets.push(batch.slot_mapping.len() as u32);
+            batch.context_lens.push(tokens.end as u32);
+            batch.block_tables.extend(table.iter().copied().chain(std::iter::repeat(0)).take(max_blocks));
+        }
+        batch.validate(self.num_blocks, self.shape.block_size).unwrap();
+        batch
+    }
+
+    /// The step's rows of what `pick` picks, one behind the other.
+    fn rows(&self, step: &Step, heads: usize, pick: impl Fn(&Tokens) -> &[f32]) -> Vec<f32> {
+        let row_len = heads * self.shape.head_size;
+        let rows = step
+            .iter()
+            .map(|(sequence, tokens)| &pick(&self.sequences[*sequence])[tokens.start * row_len..tokens.end * row_len]);
+        rows.collect::<Vec<_>>().concat()
+    }
+
+    /// Outputs by sequence after all of `steps`.
+    fn collect(&self, steps: &[Step], mut attend: impl FnMut(&Step, &RaggedBatch) -> Vec<f32>) -> Vec<Vec<f32>> {
+        let row_len = self.shape.num_heads * self.shape.head_size;
+        let mut outputs = vec![Vec::new(); self.sequences.len()];
+        for step in steps {
+            let output = attend(step, &self.batch(step));
+            let mut rest = output.as_slice();
+            for (sequence, tokens) in step {
+                let (own, others) = rest.split_at(tokens.len() * row_len);
+                outputs[*sequence].extend_from_slice(own);
+                rest = others;
+            }
+        }
+        outputs
+    }
+
+    fn by_reference(&self, steps: &[Step]) -> Vec<Vec<f32>> {
+        let Shape { num_heads, num_kv_heads, .. } = self.shape;
+        let mut cache = ReferenceCache::new(&self.shape.layout(), self.num_blocks);
+        self.collect(steps, |step, batch| {
+            let key = self.rows(step, num_kv_heads, |tokens| &tokens.key);
+            let value = self.rows(step, num_kv_heads, |tokens| &tokens.value);
+            cache.write(&key, &value, batch);
+            cache.attend(&self.rows(step, num_heads, |tokens| &tokens.query), num_heads, batch, self.shape.scale())
+        })
+    }
+
+    fn by_kernel<E: KvElement>(&self, steps: &[Step], isa: Isa, num_threads: usize) -> Vec<Vec<f32>> {
+        let mut storage = self.storage::<E>(isa);
+        self.by_storage(steps, &mut storage, num_threads)
+    }
+
+    fn storage<E: KvElement>(&self, isa: Isa) -> CpuStorage<E> {
+        let geometry = PoolGeometry::new(&self.shape.layout()).unwrap();
+        let mut storage = CpuStorage::new(geometry, self.num_blocks).unwrap();
+        storage.use_isa(isa);
+        storage
+    }
+
+    fn by_storage<E: KvElement>(
+        &self,
+        steps: &[Step],
+        storage: &mut CpuStorage<E>,
+        num_threads: usize,
+    ) -> Vec<Vec<f32>> {
+        let Shape { num_heads, num_kv_heads, .. } = self.shape;
+        self.collect(steps, |step, batch| {
+            let key = self.rows(step, num_kv_heads, |tokens| &tokens.key);
+            let value = self.rows(step, num_kv_heads, |tokens| &tokens.value);
+            storage.write(0, &KvRows { key: &key, value: &value }, batch);
+            let query = self.rows(step, num_heads, |tokens| &tokens.query);
+            let query = QueryRows { query: &query, num_heads, scale: self.shape.scale() };
+            let plan = Plan::new(batch, storage.geometry(), num_heads, num_threads);
+            let mut output = vec![f32::NAN; query.query.len()];
+            run_plan(&super::Step { storage, layer: 0, query: &query, batch }, &plan, &mut output);
+            output
+        })
+    }
+
+    /// All sequences in one step each.
+    fn at_once(&self) -> Vec<Step> {
+        vec![self.sequences.iter().map(|tokens| 0..tokens.len).enumerate().collect()]
+    }
+
+    /// Random chunks of random sequences in random order, several sequences per step.
+    fn in_chunks(&self, max_chunk: usize, rng: &mut ChaCha8Rng) -> Vec<Step> {
+        let mut done = vec![0; self.sequences.len()];
+        let mut steps = Vec::new();
+        while done.iter().zip(&self.sequences).any(|(done, tokens)| *done < tokens.len) {
+            let mut step = Vec::new();
+            for (sequence, tokens) in self.sequences.iter().enumerate() {
+                let start = done[sequence];
+                let end = tokens.len.min(start + rng.random_range(0..=max_chunk));
+                if start < end {
+                    step.push((sequence, start..end));
+                    done[sequence] = end;
+                }
+            }
+            step.shuffle(rng);
+            steps.push(step);
+        }
+        steps
+    }
+}
+
+fn largest_difference(left: &[Vec<f32>], right: &[Vec<f32>]) -> f32 {
+    let pairs = left.iter().flatten().zip(right.iter().flatten());
+    // NaN must not pass for a small difference.
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |most, difference| if difference <= most { most } else { difference })
+}
+
+fn check_against_reference(world: &World, steps: &[Step]) -> Result<(), TestCaseError> {
+    let expected = world.by_reference(steps);
+    for isa in Isa::all() {
+        let exact = largest_difference(&world.by_kernel::<f32>(steps, isa, 2), &expected);
+        prop_assert!(exact <= 1e-4, "{isa:?} f32 differs by {exact}");
+        let half = largest_difference(&world.by_kernel::<f16>(steps, isa, 2), &expected);
+        prop_assert!(half <= 1e-3, "{isa:?} f16 differs by {half}");
+    }
+    Ok(())
+}
+
+fn check_bits(left: &[Vec<f32>], right: &[Vec<f32>], what: &str) {
+    let bits = |rows: &[Vec<f32>]| rows.iter().flatten().map(|element| element.to_bits()).collect::<Vec<_>>();
+    assert_eq!(left.concat().len(), right.concat().len(), "{what}");
+    let first = bits(left).iter().zip(bits(right)).position(|(left, right)| *left != right);
+    assert_eq!(first, None, "{what}: the first difference");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn agrees_with_the_reference_on_any_shape(
+        num_kv_heads in 1..4_usize,
+        group_size in prop::sample::select(vec![1, 2, 3, 4, 7, 8]),
+        head_size in prop::sample::select(vec![8, 33, 64, 80, 128]),
+        block_size in prop_oneof![1..65_usize, Just(16), Just(32)],
+        lens in prop::collection::vec(1..90_usize, 1..4),
+        max_chunk in 1..90_usize,
+        seed in any::<u64>(),
+    ) {
+        let shape = Shape { num_heads: num_kv_heads * group_size, num_kv_heads, head_size, block_size };
+        let world = World::random(shape, &lens, seed);
+        let steps = world.in_chunks(max_chunk, &mut ChaCha8Rng::seed_from_u64(seed));
+        check_against_reference(&world, &steps)?;
+    }
+}
+
+#[test]
+fn agrees_with_the_reference_over_many_spans() {
+    for shape in [SMOL, ODD] {
+        let world = World::random(shape, &[900, 300], 1);
+        check_against_reference(&world, &[vec![(0, 0..890), (1, 0..299)], vec![(0, 890..900), (1, 299..300)]]).unwrap();
+    }
+}
+
+#[test]
+fn a_token_has_the_same_bits_however_its_sequence_is_cut_and_whatever_runs_beside_it() {
+    for (shape, seed) in [(SMOL, 2), (ODD, 3)] {
+        let mut world = World::random(shape, &[290, 1, 77], seed);
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        for isa in Isa::all() {
+            let expected = world.by_kernel::<f16>(&world.at_once(), isa, 1);
+            let check = |steps: &[Step], num_threads, what: &str| {
+                check_bits(&world.by_kernel::<f16>(steps, isa, num_threads), &expected, &format!("{isa:?} {what}"));
+            };
+            for max_chunk in [16, 77, 290] {
+                check(&world.in_chunks(max_chunk, &mut rng), 1, "in chunks");
+            }
+            let alone: Vec<Step> = world.at_once()[0].iter().map(|part| vec![part.clone()]).collect();
+            check(&alone, 1, "each alone");
+            let token_by_token: Vec<Step> = (0..3)
+                .flat_map(|sequence| (0..world.sequences[sequence].len).map(move |at| vec![(sequence, at..at + 1)]))
+                .collect();
+            check(&token_by_token, 2, "token by token, alone");
+            world.shuffle_blocks(&mut rng);
+            check_bits(&world.by_kernel::<f16>(&world.at_once(), isa, 1), &expected, "in other blocks");
+        }
+    }
+}
+
+#[test]
+fn a_token_has_the_same_bits_on_any_number_of_threads() {
+    let world = World::random(SMOL, &[1100, 40], 4);
+    let steps = [vec![(0, 0..1050)], vec![(0, 1050..1099), (1, 0..39)], vec![(0, 1099..1100), (1, 39..40)]];
+    let expected = world.by_kernel::<f16>(&steps, Isa::best(), 1);
+    for num_threads in [2, 3, 16, 512] {
+        let found = world.by_kernel::<f16>(&steps, Isa::best(), num_threads);
+        check_bits(&found, &expected, &format!("{num_threads} threads"));
+    }
+}
+
+#[test]
+fn long_contexts_are_cut_for_idle_threads() {
+    let world = World::random(SMOL, &[1100], 4);
+    let geometry = PoolGeometry::new(&SMOL.layout()).unwrap();
+    let units = |step: Step, num_threads| {
+        let plan = Plan::new(&world.batch(&step), &geometry, SMOL.num_heads, num_threads);
+        (plan.tiles.len(), plan.units.len(), plan.num_partials)
+    };
+    let decode = || vec![(0, 1099..1100)];
+    assert_eq!(units(decode(), 1), (3, 3, 0), "one unit per KV head");
+    assert_eq!(units(decode(), 64), (3, 3 * 5, 3 * 3 * 5), "and one per span for many threads");
+    assert_eq!(units(vec![(0, 0..1024)], 2), (3 * 64, 3 * 64, 0), "a prefill has enough tiles");
+    assert_eq!(units(vec![(0, 0..1)], 64), (3, 3, 0), "a little work is not worth waking a thread");
+}
+
+#[test]
+fn what_is_not_read_does_not_matter() {
+    let world = World::random(ODD, &[100], 5);
+    let steps = world.in_chunks(30, &mut ChaCha8Rng::seed_from_u64(5));
+    for isa in Isa::all() {
+        let mut storage = world.storage::<f32>(isa);
+        let garbage = vec![f32::NAN; world.num_blocks * ODD.block_size * ODD.num_kv_heads * ODD.head_size];
+        let everywhere = RaggedBatch {
+            slot_mapping: (0..(world.num_blocks * ODD.block_size) as u32).collect(),
+            ..RaggedBatch::default()
+        };
+        storage.write(0, &KvRows { key: &garbage, value: &garbage }, &everywhere);
+        let found = world.by_storage(&steps, &mut storage, 2);
+        check_bits(&found, &world.by_kernel::<f32>(&steps, isa, 2), "a pool full of NaN");
+    }
+}
+
+#[test]
+fn extreme_scores_and_values_stay_finite() {
+    let mut world = World::random(SMOL, &[70], 6);
+    world.sequences[0].query.iter_mut().for_each(|element| *element *= 1e4);
+    world.sequences[0].value.iter_mut().for_each(|element| *element *= 1e6);
+    for isa in Isa::all() {
+        let found = world.by_kernel::<f16>(&world.at_once(), isa, 2);
+        assert!(found[0].iter().all(|element| element.abs() <= 65504.0 * 1.001), "{isa:?}");
+    }
+}

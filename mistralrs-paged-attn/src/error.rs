@@ -1,0 +1,117 @@
+//! What attention and the KV cache refuse.
+
+/// Why an attention call or a cache could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AttentionError {
+    /// Query heads are not a multiple of KV heads, or a head size differs from the cache's.
+    #[error("query heads {num_heads} x {head_size} do not fit {num_kv_heads} KV heads x {kv_head_size}")]
+    HeadMismatch {
+        /// Query heads.
+        num_heads: usize,
+        /// Their size.
+        head_size: usize,
+        /// KV heads.
+        num_kv_heads: usize,
+        /// Their size.
+        kv_head_size: usize,
+    },
+    /// Keys or values are not one row of the cache's shape for each token of the batch.
+    #[error("`{tensor}` has shape {found:?}, the batch and the cache need {expected:?}")]
+    Shape {
+        /// `key`, `value` or `query`.
+        tensor: &'static str,
+        /// `[T, K, D]` or `[T, H, D]`.
+        expected: Vec<usize>,
+        /// What came.
+        found: Vec<usize>,
+    },
+    /// Keys, values or queries are not f32.
+    #[error("tensors of {found:?}, attention takes f32")]
+    DType {
+        /// What came.
+        found: candle_core::DType,
+    },
+    /// The model has no such layer.
+    #[error("layer {layer} of a cache with {num_layers} layers")]
+    Layer {
+        /// Asked for.
+        layer: usize,
+        /// Of the cache.
+        num_layers: usize,
+    },
+    /// The batch description contradicts itself or the cache.
+    #[error("ragged batch: {0}")]
+    Batch(#[from] BatchError),
+    /// The cache's shape has a zero in it, or more slots than a slot number can say.
+    #[error("a KV cache cannot have {num_blocks} blocks of {layout:?}")]
+    Layout {
+        /// The shape of a block.
+        layout: crate::KvLayout,
+        /// Blocks asked for.
+        num_blocks: usize,
+    },
+    /// The KV cache does not fit in memory.
+    #[error("cannot allocate {num_bytes} bytes of KV cache")]
+    OutOfMemory {
+        /// Asked for.
+        num_bytes: usize,
+    },
+    /// The device's.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// How a [`RaggedBatch`](crate::RaggedBatch) contradicts itself or the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// `query_offsets` do not rise from 0 to the number of tokens, one step per sequence.
+    #[error("query offsets of {num_sequences} sequences do not rise from 0 to {num_tokens} tokens")]
+    QueryOffsets {
+        /// By `context_lens`.
+        num_sequences: usize,
+        /// By `slot_mapping`.
+        num_tokens: usize,
+    },
+    /// `block_tables` is not `max_blocks` columns for each sequence.
+    #[error("{num_entries} block table entries are not {max_blocks} for each of {num_sequences} sequences")]
+    BlockTables {
+        /// Of `block_tables`.
+        num_entries: usize,
+        /// Columns.
+        max_blocks: usize,
+        /// By `context_lens`.
+        num_sequences: usize,
+    },
+    /// A sequence reads fewer tokens than it computes, or more than its row of the block tables holds.
+    #[error("sequence {sequence} reads {context_len} tokens, computes {num_queries}, and its table holds {num_held}")]
+    ContextLen {
+        /// Its row.
+        sequence: usize,
+        /// Tokens it reads.
+        context_len: usize,
+        /// Tokens it computes this step.
+        num_queries: usize,
+        /// Tokens that fit the row's blocks.
+        num_held: usize,
+    },
+    /// A block table names a block that the cache does not have.
+    #[error("sequence {sequence} names block {block} of {num_blocks}")]
+    Block {
+        /// Its row.
+        sequence: usize,
+        /// The id.
+        block: u32,
+        /// Of the cache.
+        num_blocks: usize,
+    },
+    /// A token's KV would be written where the block table does not read it.
+    #[error("token {token} writes slot {slot}, its block table reads {expected}")]
+    Slot {
+        /// Index in the batch.
+        token: usize,
+        /// By the slot mapping.
+        slot: usize,
+        /// By the block table, or the end of the cache if the slot is past it.
+        expected: usize,
+    },
+}

@@ -1,0 +1,197 @@
+//! The arithmetic of attention on one core, and the only `unsafe` of this crate.
+//!
+//! Works on one [`Tile`] of KV and some [`Rows`] of queries at a time; knows no batch, block table or thread. Every
+//! row's arithmetic is a fixed sequence of operations per tile, whatever rows are computed beside it: the reason why a
+//! sequence gets the same bits alone, in a batch, prefilled at once, in chunks or token by token.
+
+#![expect(clippy::inline_always, reason = "lanes are registers only inside a function with their target feature")]
+
+mod lanes;
+mod memory;
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use lanes::{Lanes, Portable};
+pub(crate) use memory::{ClaimedChunks, LazyPool};
+
+/// Tokens whose keys sit side by side in memory, one per vector lane.
+pub(crate) const LANES: usize = 16;
+/// Lane groups per tile. One tile of keys fills four vectors, enough independent sums to hide the latency of one.
+pub(crate) const GROUPS_PER_TILE: usize = 4;
+/// Tokens per tile at most.
+pub(crate) const TILE_LEN: usize = LANES * GROUPS_PER_TILE;
+/// Rows computed at once: 6 x 4 sums, a query and four keys just fit 32 vector registers.
+const MAX_ROWS_AT_ONCE: usize = 6;
+/// A maximum below any score. Finite, so that `score - LOWEST` is never `-inf - -inf`.
+pub(crate) const LOWEST: f32 = f32::MIN;
+
+/// A storage type of KV.
+///
+/// # Safety
+/// Every bit pattern, all zeroes included, must be a valid value: pools start as zeroed pages.
+pub(crate) unsafe trait KvElement: Copy + Default + Send + Sync + 'static {
+    /// Loads [`LANES`] elements as f32.
+    ///
+    /// # Safety
+    /// `from` must be readable for [`LANES`] elements, and the CPU must have the features of `L`.
+    unsafe fn load<L: Lanes>(from: *const Self) -> L;
+
+    /// Rounds `from` to the nearest elements; `to` has the same length.
+    fn round_all(from: &[f32], to: &mut [Self]);
+}
+
+// SAFETY: f32 has no invalid bit patterns.
+unsafe impl KvElement for f32 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const Self) -> L {
+        // SAFETY: the caller's promises are those of `Lanes::load`.
+        unsafe { L::load(from) }
+    }
+
+    fn round_all(from: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(from);
+    }
+}
+
+// SAFETY: f16 has no invalid bit patterns.
+unsafe impl KvElement for f16 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const Self) -> L {
+        // SAFETY: the caller's promises are those of `Lanes::load_half`.
+        unsafe { L::load_half(from) }
+    }
+
+    /// Saturates: an infinity here would turn every later weight of the sequence into NaN.
+    fn round_all(from: &[f32], to: &mut [Self]) {
+        // In pieces: converting a slice uses the CPU's instruction for it, converting one by one asks for it each time.
+        const PIECE: usize = 64;
+        let mut saturated = [0.0; PIECE];
+        for (to, from) in to.chunks_mut(PIECE).zip(from.chunks(PIECE)) {
+            for (saturated, from) in saturated.iter_mut().zip(from) {
+                *saturated = from.clamp(f16::MIN.to_f32_const(), f16::MAX.to_f32_const());
+            }
+            to.convert_from_f32_slice(&saturated[..from.len()]);
+        }
+    }
+}
+
+/// Up to [`TILE_LEN`] consecutive tokens of one KV head, in lane groups that may lie in different blocks.
+pub(crate) struct Tile<'a, E> {
+    /// Per group `[D, LANES]`. Groups past the end of the sequence repeat the first one.
+    pub(crate) keys: [&'a [E]; GROUPS_PER_TILE],
+    /// Per group `[num_lanes, padded D]`.
+    pub(crate) values: [&'a [E]; GROUPS_PER_TILE],
+    /// Position of each group's first token.
+    pub(crate) first_token: [usize; GROUPS_PER_TILE],
+    /// Tokens of each group; 0 past the end of the sequence.
+    pub(crate) num_lanes: [usize; GROUPS_PER_TILE],
+}
+
+impl<E> Tile<'_, E> {
+    /// Tokens of `group` that a query seeing `num_visible` tokens sees.
+    fn num_shown(&self, group: usize, num_visible: usize) -> usize {
+        num_visible.saturating_sub(self.first_token[group]).min(self.num_lanes[group])
+    }
+
+    /// Whether such a query sees [`TILE_LEN`] tokens here.
+    fn is_all_shown(&self, num_visible: usize) -> bool {
+        (0..GROUPS_PER_TILE).all(|group| self.num_shown(group, num_visible) == LANES)
+    }
+
+    /// Panics where a kernel would read outside the groups.
+    fn check(&self, head_size: usize) {
+        for group in 0..GROUPS_PER_TILE {
+            let num_lanes = self.num_lanes[group];
+            assert!(num_lanes <= LANES && self.keys[group].len() == head_size * LANES);
+            assert!(self.values[group].len() >= num_lanes * padded(head_size));
+        }
+    }
+}
+
+/// The head size in whole vectors: what a row of values or output takes.
+pub(crate) fn padded(head_size: usize) -> usize {
+    head_size.next_multiple_of(LANES)
+}
+
+/// Query rows and their unfinished softmax: after all tiles, `output / sum of sums` is the attention.
+pub(crate) struct Rows<'a> {
+    pub(crate) head_size: usize,
+    /// `[rows, D]`, scaled by the softmax scale and log2(e): weights are powers of two here.
+    pub(crate) query: &'a [f32],
+    /// `[rows]`, rising: tokens each row sees, from the start of its sequence.
+    pub(crate) num_visible: &'a [usize],
+    /// `[rows]`: the largest score so far, [`LOWEST`] at first.
+    pub(crate) max: &'a mut [f32],
+    /// `[rows, LANES]`: weights so far, relative to `max`, summed by lane.
+    pub(crate) sums: &'a mut [f32],
+    /// `[rows, padded D]`: values so far, weighted the same.
+    pub(crate) output: &'a mut [f32],
+}
+
+impl Rows<'_> {
+    /// Panics where a kernel would read or write outside the buffers.
+    fn check(&self) {
+        let num_rows = self.num_visible.len();
+        assert_eq!(self.query.len(), num_rows * self.head_size);
+        assert_eq!(self.max.len(), num_rows);
+        assert_eq!(self.sums.len(), num_rows * LANES);
+        assert_eq!(self.output.len(), num_rows * padded(self.head_size));
+    }
+}
+
+/// An instruction set that this CPU has: values come from [`Isa::best`] and [`Isa::all`] only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Isa(Level);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+impl Isa {
+    /// The fastest one.
+    pub(crate) fn best() -> Self {
+        Self::all()[0]
+    }
+
+    /// All of them, fastest first.
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                all.push(Self(Level::Avx512));
+            }
+            let has_avx2 = is_x86_feature_detected!("avx2");
+            if has_avx2 && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+                all.push(Self(Level::Avx2));
+            }
+        }
+        all.push(Self(Level::Portable));
+        all
+    }
+
+    /// Adds the tokens of `tile` to the softmax of every row that sees them.
+    pub(crate) fn attend_tile<E: KvElement>(self, tile: &Tile<'_, E>, rows: &mut Rows<'_>) {
+        tile.check(rows.head_size);
+        rows.check();
+        match self.0 {
+            // SAFETY: `Isa::all` found the feature; buffers were checked above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { x86::attend_tile_avx512(tile, rows) },
+            // SAFETY: `Isa::all` found the features; buffers were checked above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { x86::attend_tile_avx2(tile, rows) },
+            // SAFETY: needs no feature; buffers were checked above.
+            Level::Portable => unsafe { tile::attend_narrow::<Portable, E>(tile, rows) },
+        }
+    }
+}

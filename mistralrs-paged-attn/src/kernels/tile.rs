@@ -1,0 +1,305 @@
+//! One tile of KV against a few query rows: scores, softmax weights, weighted values (Dao 2023, arXiv:2307.08691,
+//! algorithm 1, with rows and columns of the tile in registers).
+//!
+//! Keys lie `[D, LANES]`: one load brings the same dimension of 16 tokens, so scores of 16 tokens grow in the lanes of
+//! one sum and never need adding across lanes. Values lie `[token, D]`: a weight times a row, summed over tokens. Both
+//! walk memory forwards, and each load serves all rows of the KV head's query group.
+//!
+//! Functions here are `#[inline(always)]` into one with `#[target_feature]` per instruction set; loops over `R` and
+//! `W` unroll into registers.
+
+#![expect(clippy::needless_range_loop, reason = "`r` and `w` number registers; iterators hide which")]
+
+use super::lanes::Lanes;
+use super::{GROUPS_PER_TILE, KvElement, LANES, MAX_ROWS_AT_ONCE, Rows, TILE_LEN, Tile, padded};
+
+/// Weights below 2^-86 are 0: beside the largest, which is 1, no sum of f32 would notice them, and products with them
+/// stay clear of slow subnormals. Masked tokens (-inf) fall under the same rule.
+const SMALLEST_POWER: f32 = -86.0;
+
+/// 2^r - 1 over r for |r| <= 1/2 (our own minimax fit): relative error of 2^r below 1e-7, exactly 1 at 0.
+const EXP2: [f32; 5] = [0.693_147, 0.240_222_42, 0.055_507_337, 0.009_671_513, 0.001_326_472_7];
+
+/// For lanes that are one register: four lane groups at once.
+///
+/// # Safety
+/// The CPU must have the features of `L`; `tile` and `rows` must have passed their checks for the same head size.
+#[inline(always)]
+pub(super) unsafe fn attend_wide<L: Lanes, E: KvElement>(tile: &Tile<'_, E>, rows: &mut Rows<'_>) {
+    let mut first = 0;
+    while let Some(num_rows) = rows_at_once(first, rows.num_visible.len()) {
+        // SAFETY: `first + num_rows` is within the rows, the rest is the caller's promise.
+        unsafe {
+            match num_rows {
+                1 => attend_rows::<L, E, 1, 4>(tile, rows, first),
+                2 => attend_rows::<L, E, 2, 4>(tile, rows, first),
+                3 => attend_rows::<L, E, 3, 4>(tile, rows, first),
+                4 => attend_rows::<L, E, 4, 4>(tile, rows, first),
+                5 => attend_rows::<L, E, 5, 4>(tile, rows, first),
+                _ => attend_rows::<L, E, MAX_ROWS_AT_ONCE, 4>(tile, rows, first),
+            }
+        }
+        first += num_rows;
+    }
+}
+
+/// For lanes that take two of 16 registers or more: the more rows, the fewer lane groups at once.
+///
+/// # Safety
+/// The CPU must have the features of `L`; `tile` and `rows` must have passed their checks for the same head size.
+#[inline(always)]
+pub(super) unsafe fn attend_narrow<L: Lanes, E: KvElement>(tile: &Tile<'_, E>, rows: &mut Rows<'_>) {
+    let mut first = 0;
+    while let Some(num_rows) = rows_at_once(first, rows.num_visible.len()) {
+        // SAFETY: `first + num_rows` is within the rows, the rest is the caller's promise.
+        unsafe {
+            match num_rows {
+                1 => attend_rows::<L, E, 1, 4>(tile, rows, first),
+                2 => attend_rows::<L, E, 2, 2>(tile, rows, first),
+                3 => attend_rows::<L, E, 3, 2>(tile, rows, first),
+                4 => attend_rows::<L, E, 4, 1>(tile, rows, first),
+                5 => attend_rows::<L, E, 5, 1>(tile, rows, first),
+                _ => attend_rows::<L, E, MAX_ROWS_AT_ONCE, 1>(tile, rows, first),
+            }
+        }
+        first += num_rows;
+    }
+}
+
+/// Parts of nearly equal size: seven rows go as 4 + 3, not 6 + 1.
+#[inline(always)]
+fn rows_at_once(first: usize, num_rows: usize) -> Option<usize> {
+    let left = num_rows - first;
+    (left > 0).then(|| left.div_ceil(left.div_ceil(MAX_ROWS_AT_ONCE)))
+}
+
+/// `R` rows from `first` on, `W` vectors of scores or output at once per row.
+#[inline(always)]
+unsafe fn attend_rows<L: Lanes, E: KvElement, const R: usize, const W: usize>(
+    tile: &Tile<'_, E>,
+    rows: &mut Rows<'_>,
+    first: usize,
+) {
+    let (least_visible, most_visible) = (rows.num_visible[first], rows.num_visible[first + R - 1]);
+    if most_visible <= tile.first_token[0] {
+        return;
+    }
+    let mut weights = [[0.0; TILE_LEN]; R];
+    // SAFETY: the caller promises the features of `L`, rows up to `first + R`, and checked buffers.
+    unsafe {
+        score::<L, E, R, W>(tile, rows, first, &mut weights);
+        if !tile.is_all_shown(least_visible) {
+            for (row, weights) in weights.iter_mut().enumerate() {
+                hide::<L, E>(tile, rows.num_visible[first + row], weights);
+            }
+        }
+        let shrink = soften::<L, R>(rows, first, &mut weights);
+        let mut shown = [0; GROUPS_PER_TILE];
+        for (group, shown) in shown.iter_mut().enumerate() {
+            *shown = tile.num_shown(group, most_visible);
+        }
+        let num_vectors = padded(rows.head_size) / LANES;
+        let mut column = 0;
+        while column + W <= num_vectors {
+            accumulate::<L, E, R, W>(tile, rows, first, (&weights, &shrink, &shown), column);
+            column += W;
+        }
+        while column < num_vectors {
+            accumulate::<L, E, R, 1>(tile, rows, first, (&weights, &shrink, &shown), column);
+            column += 1;
+        }
+    }
+}
+
+/// `scores[r][t]` = query r . key t. One chain of multiply-adds per score, in order of dimension.
+#[inline(always)]
+unsafe fn score<L: Lanes, E: KvElement, const R: usize, const W: usize>(
+    tile: &Tile<'_, E>,
+    rows: &Rows<'_>,
+    first: usize,
+    scores: &mut [[f32; TILE_LEN]; R],
+) {
+    let head_size = rows.head_size;
+    // SAFETY: keys are `[D, LANES]` per group and queries `[rows, D]` by the checks; scores are `TILE_LEN` per row.
+    unsafe {
+        let query = rows.query.as_ptr().add(first * head_size);
+        for group in (0..GROUPS_PER_TILE).step_by(W) {
+            let mut sums = [[L::splat(0.0); W]; R];
+            let mut keys = [tile.keys[0].as_ptr(); W];
+            for w in 0..W {
+                keys[w] = tile.keys[group + w].as_ptr();
+            }
+            for dim in 0..head_size {
+                let mut key = [L::splat(0.0); W];
+                for w in 0..W {
+                    key[w] = E::load(keys[w].add(dim * LANES));
+                }
+                for r in 0..R {
+                    let query = L::splat(*query.add(r * head_size + dim));
+                    for w in 0..W {
+                        sums[r][w] = query.mul_add(key[w], sums[r][w]);
+                    }
+                }
+            }
+            for r in 0..R {
+                for w in 0..W {
+                    sums[r][w].store(scores[r].as_mut_ptr().add((group + w) * LANES));
+                }
+            }
+        }
+    }
+}
+
+/// Sets the scores of tokens that the row does not see to -inf, whatever was computed from memory there.
+#[inline(always)]
+unsafe fn hide<L: Lanes, E>(tile: &Tile<'_, E>, num_visible: usize, scores: &mut [f32; TILE_LEN]) {
+    for group in 0..GROUPS_PER_TILE {
+        // SAFETY: a group's lanes are within the tile's scores; the features are the caller's promise.
+        unsafe {
+            let scores = scores.as_mut_ptr().add(group * LANES);
+            L::load(scores).keep_first(tile.num_shown(group, num_visible)).store(scores);
+        }
+    }
+}
+
+/// Turns scores into weights relative to each row's new maximum and adds them to the sums. Returns, by row, what
+/// earlier output shrinks by.
+#[inline(always)]
+unsafe fn soften<L: Lanes, const R: usize>(
+    rows: &mut Rows<'_>,
+    first: usize,
+    weights: &mut [[f32; TILE_LEN]; R],
+) -> [f32; LANES] {
+    let mut shrink = [0.0; LANES];
+    // SAFETY: four vectors per row of weights, one of sums per row, by type and by the checks; features as promised.
+    unsafe {
+        for r in 0..R {
+            let scores = weights[r].as_ptr();
+            let mut highest = L::load(scores);
+            for group in 1..GROUPS_PER_TILE {
+                highest = highest.max(L::load(scores.add(group * LANES)));
+            }
+            let (highest, max) = (highest.max_lane(), &mut rows.max[first + r]);
+            let new_max = if highest > *max { highest } else { *max };
+            shrink[r] = *max - new_max;
+            *max = new_max;
+        }
+        exp2_or_zero(L::load(shrink.as_ptr())).store(shrink.as_mut_ptr());
+        for r in 0..R {
+            let max = L::splat(rows.max[first + r]);
+            let sums = rows.sums.as_mut_ptr().add((first + r) * LANES);
+            let mut sum = L::load(sums).mul(L::splat(shrink[r]));
+            for group in 0..GROUPS_PER_TILE {
+                let scores = weights[r].as_mut_ptr().add(group * LANES);
+                let weight = exp2_or_zero(L::load(scores).sub(max));
+                weight.store(scores);
+                sum = sum.add(weight);
+            }
+            sum.store(sums);
+        }
+    }
+    shrink
+}
+
+/// 2^x for x <= 0.
+#[inline(always)]
+unsafe fn exp2_or_zero<L: Lanes>(power: L) -> L {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let limit = L::splat(SMALLEST_POWER);
+        let bounded = limit.max(power);
+        let whole = bounded.round();
+        let rest = bounded.sub(whole);
+        let mut sum = L::splat(EXP2[EXP2.len() - 1]);
+        for coefficient in EXP2[..EXP2.len() - 1].iter().rev() {
+            sum = sum.mul_add(rest, L::splat(*coefficient));
+        }
+        sum.mul_add(rest, L::splat(1.0)).scale(whole).zero_below(power, limit)
+    }
+}
+
+/// `output[r] = output[r] * shrink[r] + sum over shown tokens of weight * value`, in token order, for `W` vectors of
+/// the head from `column` on. Tokens that no row sees are not read; to a row that does not see one its weight is 0.
+#[inline(always)]
+unsafe fn accumulate<L: Lanes, E: KvElement, const R: usize, const W: usize>(
+    tile: &Tile<'_, E>,
+    rows: &mut Rows<'_>,
+    first: usize,
+    (weights, shrink, shown): (&[[f32; TILE_LEN]; R], &[f32; LANES], &[usize; GROUPS_PER_TILE]),
+    column: usize,
+) {
+    let row_len = padded(rows.head_size);
+    // SAFETY: values are `[lanes, padded D]` per group with `shown <= lanes`, output `[rows, padded D]`, by the checks.
+    unsafe {
+        let output = rows.output.as_mut_ptr().add(first * row_len + column * LANES);
+        let mut sums = [[L::splat(0.0); W]; R];
+        for r in 0..R {
+            let shrink = L::splat(shrink[r]);
+            for w in 0..W {
+                sums[r][w] = L::load(output.add(r * row_len + w * LANES)).mul(shrink);
+            }
+        }
+        for group in 0..GROUPS_PER_TILE {
+            let values = tile.values[group].as_ptr().add(column * LANES);
+            for lane in 0..shown[group] {
+                let mut value = [L::splat(0.0); W];
+                for w in 0..W {
+                    value[w] = E::load(values.add(lane * row_len + w * LANES));
+                }
+                for r in 0..R {
+                    let weight = L::splat(weights[r][group * LANES + lane]);
+                    for w in 0..W {
+                        sums[r][w] = weight.mul_add(value[w], sums[r][w]);
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            for w in 0..W {
+                sums[r][w].store(output.add(r * row_len + w * LANES));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Portable;
+
+    fn exp2(power: f32) -> f32 {
+        let mut lanes = [power; LANES];
+        // SAFETY: the array has `LANES` floats, and `Portable` needs no feature.
+        unsafe { exp2_or_zero(Portable::load(lanes.as_ptr())).store(lanes.as_mut_ptr()) };
+        lanes[0]
+    }
+
+    #[test]
+    fn weights_are_powers_of_two_down_to_the_smallest() {
+        for step in 0..=86_000_u32 {
+            let power = -f64::from(step) / 1000.0;
+            let error = f64::from(exp2(power as f32)) / f64::from(power as f32).exp2() - 1.0;
+            assert!(error.abs() < 3e-7, "2^{power} is wrong by {error}");
+        }
+        assert_eq!(exp2(0.0).to_bits(), 1.0_f32.to_bits(), "a maximum that stays must not change what it scales");
+        for power in [-86.1, -1e30, f32::MIN, f32::NEG_INFINITY] {
+            assert_eq!(exp2(power).to_bits(), 0.0_f32.to_bits());
+        }
+        assert!(exp2(f32::NAN).is_nan(), "a broken model is seen, not hidden");
+    }
+
+    #[test]
+    fn rows_are_cut_evenly() {
+        let parts = |num_rows: usize| {
+            let mut first = 0;
+            std::iter::from_fn(|| {
+                let part = rows_at_once(first, num_rows)?;
+                first += part;
+                Some(part)
+            })
+            .collect::<Vec<_>>()
+        };
+        assert_eq!((parts(3), parts(7), parts(8)), (vec![3], vec![4, 3], vec![4, 4]));
+        assert_eq!(parts(48), [6; 8]);
+    }
+}

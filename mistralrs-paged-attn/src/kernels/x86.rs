@@ -1,0 +1,245 @@
+//! AVX-512 and AVX2 lanes, and the kernels compiled for each.
+
+use core::arch::x86_64::{
+    __m256, __m512, _CMP_NLT_UQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128, _mm256_add_epi32,
+    _mm256_add_ps, _mm256_and_ps, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cmp_ps,
+    _mm256_cmpgt_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_max_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
+    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_cvtph_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps,
+    _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_storeu_ps, _mm512_sub_ps,
+};
+
+use half::f16;
+
+use super::lanes::Lanes;
+use super::{KvElement, LANES, Rows, Tile, tile};
+
+/// # Safety
+/// The CPU must have AVX-512F; `tile` and `rows` must have passed their checks for the same head size.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn attend_tile_avx512<E: KvElement>(tile: &Tile<'_, E>, rows: &mut Rows<'_>) {
+    // SAFETY: the caller's promises are the callee's.
+    unsafe { tile::attend_wide::<Avx512, E>(tile, rows) }
+}
+
+/// # Safety
+/// The CPU must have AVX2, FMA and F16C; `tile` and `rows` must have passed their checks for the same head size.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn attend_tile_avx2<E: KvElement>(tile: &Tile<'_, E>, rows: &mut Rows<'_>) {
+    // SAFETY: the caller's promises are the callee's.
+    unsafe { tile::attend_narrow::<Avx2, E>(tile, rows) }
+}
+
+/// One 512-bit register.
+#[derive(Clone, Copy)]
+struct Avx512(__m512);
+
+impl Lanes for Avx512 {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn splat(value: f32) -> Self {
+        Self(_mm512_set1_ps(value))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller promises `LANES` readable floats.
+        Self(unsafe { _mm512_loadu_ps(from) })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_half(from: *const f16) -> Self {
+        // SAFETY: the caller promises `LANES` readable halves.
+        Self(_mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.cast()) }))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller promises `LANES` writable floats.
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add(self, other: Self) -> Self {
+        Self(_mm512_add_ps(self.0, other.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn sub(self, other: Self) -> Self {
+        Self(_mm512_sub_ps(self.0, other.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mul(self, other: Self) -> Self {
+        Self(_mm512_mul_ps(self.0, other.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        Self(_mm512_fmadd_ps(self.0, factor.0, addend.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn max(self, other: Self) -> Self {
+        Self(_mm512_max_ps(self.0, other.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(self) -> Self {
+        Self(_mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(self.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn scale(self, power: Self) -> Self {
+        Self(_mm512_scalef_ps(self.0, power.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn zero_below(self, condition: Self, limit: Self) -> Self {
+        Self(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(condition.0, limit.0), self.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn keep_first(self, count: usize) -> Self {
+        let kept = if count < LANES { (1_u16 << count) - 1 } else { u16::MAX };
+        Self(_mm512_mask_blend_ps(kept, _mm512_set1_ps(f32::NEG_INFINITY), self.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn max_lane(self) -> f32 {
+        _mm512_reduce_max_ps(self.0)
+    }
+}
+
+/// Two 256-bit registers.
+#[derive(Clone, Copy)]
+struct Avx2(__m256, __m256);
+
+const HALF: usize = LANES / 2;
+
+impl Lanes for Avx2 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn splat(value: f32) -> Self {
+        Self(_mm256_set1_ps(value), _mm256_set1_ps(value))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller promises `LANES` readable floats.
+        unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(HALF))) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_half(from: *const f16) -> Self {
+        // SAFETY: the caller promises `LANES` readable halves.
+        let (low, high) = unsafe { (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(HALF).cast())) };
+        Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller promises `LANES` writable floats.
+        unsafe {
+            _mm256_storeu_ps(to, self.0);
+            _mm256_storeu_ps(to.add(HALF), self.1);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add(self, other: Self) -> Self {
+        Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sub(self, other: Self) -> Self {
+        Self(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn mul(self, other: Self) -> Self {
+        Self(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        Self(_mm256_fmadd_ps(self.0, factor.0, addend.0), _mm256_fmadd_ps(self.1, factor.1, addend.1))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn max(self, other: Self) -> Self {
+        Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn round(self) -> Self {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        Self(_mm256_round_ps::<NEAREST>(self.0), _mm256_round_ps::<NEAREST>(self.1))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn scale(self, power: Self) -> Self {
+        #[inline]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn scale(value: __m256, power: __m256) -> __m256 {
+            let shifted = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(power));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(value), shifted))
+        }
+        Self(scale(self.0, power.0), scale(self.1, power.1))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn zero_below(self, condition: Self, limit: Self) -> Self {
+        let low = _mm256_cmp_ps::<_CMP_NLT_UQ>(condition.0, limit.0);
+        let high = _mm256_cmp_ps::<_CMP_NLT_UQ>(condition.1, limit.1);
+        Self(_mm256_and_ps(low, self.0), _mm256_and_ps(high, self.1))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn keep_first(self, count: usize) -> Self {
+        #[inline]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn keep(value: __m256, count: i32) -> __m256 {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let kept = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes));
+            _mm256_blendv_ps(_mm256_set1_ps(f32::NEG_INFINITY), value, kept)
+        }
+        let count = count as i32;
+        Self(keep(self.0, count), keep(self.1, count - HALF as i32))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn max_lane(self) -> f32 {
+        let mut lanes = [0.0; HALF];
+        // SAFETY: the array has room for one register.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_max_ps(self.0, self.1)) };
+        lanes.into_iter().fold(f32::NEG_INFINITY, |highest, lane| if lane > highest { lane } else { highest })
+    }
+}

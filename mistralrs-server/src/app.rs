@@ -1,0 +1,160 @@
+//! The route table of the main port and what its handlers share.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http::{HeaderName, Method, header};
+use mistralrs_core::{Model, ModelRouter, RequestError};
+use mistralrs_telemetry::registry::Registry;
+use tokio::time::Instant;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{self, CorsLayer};
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
+
+use crate::api_keys::{ApiKeys, require_key};
+use crate::config::{Cors, ServerSettings};
+use crate::error::ApiError;
+use crate::health::{self, Readiness, Stage};
+use crate::metrics::{self, HttpMetrics};
+use crate::openai;
+
+/// Paths of the main port; a configured metrics page must be beside them.
+pub const TAKEN_PATHS: &[&str] =
+    &["/health", "/ready", "/tokenize", "/detokenize", "/v1/chat/completions", "/v1/completions", "/v1/models"];
+
+/// What handlers share. Cheap to clone.
+pub type AppState = Arc<App>;
+
+/// What handlers share.
+pub struct App {
+    /// Loaded models by name.
+    pub models: Arc<ModelRouter>,
+    /// Whether requests can be answered.
+    pub readiness: Readiness,
+    /// Who may call.
+    pub api_keys: ApiKeys,
+    /// All metrics of the process.
+    pub registry: Registry,
+    /// Those of the main port.
+    pub http_metrics: HttpMetrics,
+    /// Bytes of one request body.
+    pub max_body_bytes: usize,
+    /// From a request's arrival to its last byte.
+    pub request_timeout: Option<Duration>,
+}
+
+impl App {
+    /// State of a process that has loaded nothing yet.
+    pub fn new(settings: &ServerSettings, registry: Registry) -> AppState {
+        Arc::new(Self {
+            models: Arc::new(ModelRouter::default()),
+            readiness: Readiness::default(),
+            api_keys: ApiKeys::new(&settings.api_keys),
+            http_metrics: HttpMetrics::register(&registry),
+            registry,
+            max_body_bytes: settings.max_body_bytes,
+            request_timeout: settings.request_timeout,
+        })
+    }
+
+    /// The model that answers to `requested`; its name becomes the request's metric label.
+    ///
+    /// # Errors
+    /// [`ApiError::Loading`] before there is any, otherwise [`RequestError::UnknownModel`].
+    pub fn route(&self, requested: Option<&str>) -> Result<Model, ApiError> {
+        match self.models.route(requested.unwrap_or_default()) {
+            Ok(model) => {
+                metrics::label_model(&model.info().id);
+                Ok(model)
+            }
+            Err(RequestError::UnknownModel { .. }) if self.readiness.stage() == Stage::Loading => {
+                Err(ApiError::Loading)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// When a request that arrives now must be complete.
+    pub fn deadline(&self) -> Option<Deadline> {
+        self.request_timeout.map(|limit| Deadline { at: Instant::now() + limit, limit })
+    }
+}
+
+/// When a request must be complete, and the configured limit that says so.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline {
+    /// The moment.
+    pub at: Instant,
+    /// The limit.
+    pub limit: Duration,
+}
+
+/// All routes of the main port.
+pub fn router(app: &AppState, settings: &ServerSettings) -> Router {
+    let api = Router::new()
+        .route("/v1/chat/completions", post(openai::chat_completions))
+        .route("/v1/completions", post(openai::completions))
+        .route("/v1/models", get(openai::list_models))
+        // Hub ids have a slash in them.
+        .route("/v1/models/{*id}", get(openai::retrieve_model))
+        .route("/tokenize", post(openai::tokenize))
+        .route("/detokenize", post(openai::detokenize))
+        .route_layer(from_fn_with_state(Arc::clone(app), require_key));
+    let open = Router::new()
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready))
+        .route(&settings.metrics_endpoint, get(metrics::scrape));
+    let router = Router::new()
+        .merge(api)
+        .merge(open)
+        .fallback(no_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| answer_panic(&*panic)))
+        .layer(from_fn_with_state(Arc::clone(app), metrics::measure))
+        .layer(PropagateRequestIdLayer::x_request_id())
+        .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
+        .with_state(Arc::clone(app));
+    match &settings.cors {
+        // Outermost: a preflight carries no key.
+        Some(allowed) => router.layer(cors_layer(allowed)),
+        None => router,
+    }
+}
+
+async fn no_route(request: Request) -> ApiError {
+    ApiError::NoRoute { method: request.method().clone(), path: request.uri().path().to_owned() }
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    ApiError::WrongMethod { method: request.method().clone(), path: request.uri().path().to_owned() }
+}
+
+/// A panic ends one request, never the process.
+fn answer_panic(panic: &(dyn Any + Send)) -> Response {
+    let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    tracing::error!(message = message.unwrap_or("no message"), "a handler panicked");
+    ApiError::Panic.into_response()
+}
+
+fn cors_layer(allowed: &Cors) -> CorsLayer {
+    let origins = match allowed.allow_origins.iter().any(|origin| origin == "*") {
+        true => cors::AllowOrigin::any(),
+        false => cors::AllowOrigin::list(allowed.allow_origins.iter().cloned()),
+    };
+    let methods = match allowed.allow_methods.is_empty() {
+        true => vec![Method::GET, Method::POST],
+        false => allowed.allow_methods.clone(),
+    };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods(methods)
+        // SDKs for browsers send headers of their own; what an allowed origin sends is up to it.
+        .allow_headers(cors::AllowHeaders::mirror_request())
+        .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER])
+}

@@ -1,0 +1,308 @@
+//! The command line: selectors, flags, subcommands. Flags may stand before or after the selector.
+
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use serde_json::{Value, json};
+
+use crate::config::{KvCacheType, LogFormat, PagedAttention, Sources, TokenSource, set};
+
+/// LLM inference server with an OpenAI-compatible API and an MCP gateway inside.
+#[derive(Debug, Parser)]
+#[command(name = "mistralrs-server", version, max_term_width = 110)]
+#[command(after_help = "Precedence: flags, environment, --config file, defaults. `config schema` describes all keys.")]
+pub struct Cli {
+    #[command(flatten)]
+    server: ServerFlags,
+    #[command(flatten)]
+    engine: EngineFlags,
+    #[cfg(feature = "http-mcp-stream")]
+    #[command(flatten)]
+    mcp: McpFlags,
+    /// What to load or do; without one, the configuration's model or the MCP gateway alone.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Selectors, which load a model and serve it, and commands, which do one thing and exit.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model: a GGUF file, a directory of safetensors, or a hub id; what it is is found out.
+    Run(ModelFlags),
+    /// Serve a directory or hub repository of safetensors with config.json and tokenizer.json.
+    Plain(ModelFlags),
+    /// Serve a GGUF file.
+    Gguf(GgufFlags),
+    /// Check the configuration, or describe it.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print shell completions.
+    Completions {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+    /// What was downloaded from the model hub.
+    #[command(subcommand)]
+    Cache(CacheCommand),
+}
+
+/// What `config` does.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum ConfigCommand {
+    /// Check file, environment and flags, and print what is in force, without secrets.
+    Check,
+    /// Print the JSON Schema of the configuration file.
+    Schema,
+}
+
+/// What `cache` does.
+#[derive(Debug, Clone, Subcommand)]
+pub enum CacheCommand {
+    /// List downloaded models with their sizes.
+    List,
+    /// Delete one downloaded model.
+    Delete {
+        /// Its hub id, such as `org/name`.
+        repo: String,
+    },
+}
+
+/// A model that says for itself what it is.
+#[derive(Debug, Args)]
+pub struct ModelFlags {
+    /// A path or a hub id such as `org/name`.
+    #[arg(short, long, visible_alias = "model", value_name = "PATH_OR_ID", value_hint = ValueHint::AnyPath)]
+    model_id: String,
+}
+
+/// A GGUF file.
+#[derive(Debug, Args)]
+pub struct GgufFlags {
+    /// The directory or hub id that holds the file, or the file itself.
+    #[arg(short = 'm', long, visible_alias = "quantized-model-id", value_name = "PATH_OR_ID", value_hint = ValueHint::AnyPath)]
+    model_id: String,
+    /// The file's name; needed where there are several.
+    #[arg(short, long, visible_alias = "quantized-filename", value_name = "FILE")]
+    file: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Server")]
+struct ServerFlags {
+    /// Port of the OpenAI API; 0 takes a free one [default: 1234]
+    #[arg(short, long, global = true)]
+    port: Option<u16>,
+    /// Address that ports are bound to [default: 127.0.0.1]
+    #[arg(long, global = true, value_name = "IP")]
+    serve_ip: Option<IpAddr>,
+    /// Configuration file: TOML, YAML or JSON [env: MISTRALRS_CONFIG]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    config: Option<PathBuf>,
+    /// What is logged: info, debug, `warn,mistralrs_core=debug` … [env: RUST_LOG] [default: info]
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+    /// How it is logged [default: text]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    /// Bearer token that the OpenAI API asks for; repeatable
+    #[arg(long, global = true, value_name = "KEY")]
+    api_key: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Engine")]
+struct EngineFlags {
+    /// Seeds the requests that bring no seed of their own
+    #[arg(long, global = true)]
+    seed: Option<u64>,
+    /// Sequences in one step's batch [default: 32]
+    #[arg(long, global = true, value_name = "N")]
+    max_seqs: Option<NonZeroUsize>,
+    /// Tokens one step computes at most; more is throughput, fewer smoother streams [default: 512]
+    #[arg(long, global = true, value_name = "N")]
+    max_num_batched_tokens: Option<NonZeroUsize>,
+    /// Tokens of prompt and answer together, if fewer than the model's own limit
+    #[arg(long, global = true, value_name = "N")]
+    max_model_len: Option<NonZeroUsize>,
+    /// 0 turns the prefix cache off; otherwise the KV memory bounds it [default: 16]
+    #[arg(long, global = true, value_name = "N")]
+    prefix_cache_n: Option<usize>,
+    /// The KV cache is always paged, so `off` is refused [default: auto]
+    #[arg(long, global = true, value_name = "MODE")]
+    paged_attn: Option<PagedAttention>,
+    /// MiB of memory for the KV cache [default: from free memory]
+    #[arg(long, global = true, value_name = "MIB")]
+    pa_memory_mb: Option<NonZeroUsize>,
+    /// Tokens in one KV block [default: 32]
+    #[arg(long, global = true, value_name = "TOKENS")]
+    pa_block_size: Option<NonZeroUsize>,
+    /// How keys and values are stored; auto is f16 [default: auto]
+    #[arg(long, global = true, value_name = "TYPE")]
+    pa_cache_type: Option<KvCacheType>,
+    /// Run on the CPU even where there is a GPU that this build could use
+    #[arg(long, global = true)]
+    cpu: bool,
+    /// Threads that compute [default: one per physical core]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// The name clients use for the model [default: the hub id, or the file's or directory's name]
+    #[arg(long, global = true, value_name = "NAME")]
+    served_model_name: Option<String>,
+    /// Jinja file that replaces the chat template in the model's files
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    chat_template: Option<PathBuf>,
+    /// The same, and wins over --chat-template
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    jinja_explicit: Option<PathBuf>,
+    /// Where the hub's token comes from: cache, env:NAME, path:FILE, literal:TOKEN or none [default: cache]
+    #[arg(long, global = true, value_name = "SOURCE")]
+    token_source: Option<TokenSource>,
+}
+
+#[cfg(feature = "http-mcp-stream")]
+#[derive(Debug, Args)]
+#[command(next_help_heading = "MCP")]
+struct McpFlags {
+    /// Port of the MCP endpoint, `POST /mcp/stream`; 0 takes a free one [env: MISTRALRS_HTTP_MCP_PORT]
+    #[arg(long, global = true, value_name = "PORT")]
+    http_mcp_port: Option<u16>,
+    /// Bearer token that the MCP endpoint asks for; repeatable [env: MISTRALRS_HTTP_MCP_AUTH_KEY]
+    #[arg(long, global = true, value_name = "KEY")]
+    http_mcp_auth_key: Vec<String>,
+    /// The older spelling: a second port with the same routes, `POST /mcp` among them
+    #[arg(long, global = true, value_name = "PORT")]
+    mcp_port: Option<u16>,
+    /// File of upstream MCP servers: mcpServers JSON, mistral.rs's JSON, or this server's own keys
+    #[cfg(feature = "tool-forwarding")]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    mcp_config: Option<PathBuf>,
+}
+
+impl Cli {
+    /// Parses the process's arguments. Wrong ones end the process with status 2 and say what would be right.
+    pub fn from_process() -> Self {
+        Self::try_parse().unwrap_or_else(|error| explain(error).exit())
+    }
+
+    /// Where configuration comes from besides the environment, the flags as a layer of their own.
+    pub fn sources(&self) -> Sources {
+        let mut flags = json!({});
+        self.server.write_to(&mut flags);
+        self.engine.write_to(&mut flags);
+        #[cfg(feature = "http-mcp-stream")]
+        self.mcp.write_to(&mut flags);
+        if let Some(command) = &self.command {
+            command.write_to(&mut flags);
+        }
+        Sources {
+            config: self.server.config.clone(),
+            #[cfg(feature = "tool-forwarding")]
+            mcp_config: self.mcp.mcp_config.clone(),
+            #[cfg(not(feature = "tool-forwarding"))]
+            mcp_config: None,
+            flags,
+        }
+    }
+
+    /// Writes completions for `shell` to standard output.
+    pub fn print_completions(shell: clap_complete::Shell) {
+        clap_complete::generate(shell, &mut Self::command(), "mistralrs-server", &mut std::io::stdout());
+    }
+}
+
+impl ServerFlags {
+    fn write_to(&self, layer: &mut Value) {
+        set(layer, "server.port", self.port);
+        set(layer, "server.serve_ip", self.serve_ip);
+        set(layer, "server.log", self.log.as_deref());
+        set(layer, "server.log_format", self.log_format);
+        set(layer, "server.api_keys", given(&self.api_key));
+    }
+}
+
+impl EngineFlags {
+    fn write_to(&self, layer: &mut Value) {
+        set(layer, "engine.seed", self.seed);
+        set(layer, "engine.max_seqs", self.max_seqs);
+        set(layer, "engine.max_num_batched_tokens", self.max_num_batched_tokens);
+        set(layer, "engine.max_model_len", self.max_model_len);
+        set(layer, "engine.prefix_cache_n", self.prefix_cache_n);
+        set(layer, "engine.paged_attn", self.paged_attn);
+        set(layer, "engine.pa_memory_mb", self.pa_memory_mb);
+        set(layer, "engine.pa_block_size", self.pa_block_size);
+        set(layer, "engine.pa_cache_type", self.pa_cache_type);
+        set(layer, "engine.cpu", self.cpu.then_some(true));
+        set(layer, "server.threads", self.threads);
+        set(layer, "model.served_model_name", self.served_model_name.as_deref());
+        set(layer, "model.chat_template", self.chat_template.as_deref());
+        set(layer, "model.jinja_explicit", self.jinja_explicit.as_deref());
+        set(layer, "model.token_source", self.token_source.clone());
+    }
+}
+
+#[cfg(feature = "http-mcp-stream")]
+impl McpFlags {
+    fn write_to(&self, layer: &mut Value) {
+        set(layer, "http_mcp.port", self.http_mcp_port);
+        set(layer, "http_mcp.mcp_port", self.mcp_port);
+        // A port on the command line is a wish for the endpoint, whatever the file says.
+        set(layer, "http_mcp.enabled", self.http_mcp_port.or(self.mcp_port).map(|_| true));
+        set(layer, "http_mcp.api_keys", given(&self.http_mcp_auth_key));
+    }
+}
+
+impl Command {
+    /// A selector replaces the configured model as a whole: a file name of another model must not stay behind.
+    fn write_to(&self, layer: &mut Value) {
+        let (format, model_id, file) = match self {
+            Self::Run(model) => ("auto", &model.model_id, None),
+            Self::Plain(model) => ("safetensors", &model.model_id, None),
+            Self::Gguf(model) => ("gguf", &model.model_id, model.file.as_deref()),
+            Self::Config(_) | Self::Completions { .. } | Self::Cache(_) => return,
+        };
+        set(layer, "model.format", Some(format));
+        set(layer, "model.model_id", Some(model_id));
+        set(layer, "model.file", Some(file));
+    }
+}
+
+fn given(values: &[String]) -> Option<&[String]> {
+    (!values.is_empty()).then_some(values)
+}
+
+/// Names that users of mistral.rs know and this version does not serve, each with what to say about it.
+const NOT_YET: &[(&str, &str)] = &[
+    ("lora", "adapters are not supported yet"),
+    ("lora-gguf", "adapters are not supported yet"),
+    ("x-lora", "adapters are not supported yet"),
+    ("x-lora-gguf", "adapters are not supported yet"),
+    ("embedding", "embedding models are not supported yet"),
+    ("toml", "model files in TOML are not supported yet; `--config FILE` with a [model] table names a model"),
+    ("multi-model", "several models in one process are not supported yet"),
+    ("bench", "benchmarks run by `cargo bench` in the repository"),
+    ("mcp", "the gateway alone is served by `mistralrs-server --http-mcp-port PORT` without a model"),
+    ("--isq", "in-situ quantization is not supported yet; use a quantized GGUF file"),
+    (
+        "--no-kv-cache",
+        "generation without a KV cache is not supported; `--prefix-cache-n 0` turns reuse between requests off",
+    ),
+    ("--dtype", "activations are computed in f32 and weights are kept as the files have them"),
+];
+
+/// Adds the reason where an argument is known but not served yet.
+fn explain(mut error: clap::Error) -> clap::Error {
+    let named = match error.kind() {
+        ErrorKind::UnknownArgument => error.get(ContextKind::InvalidArg),
+        ErrorKind::InvalidSubcommand => error.get(ContextKind::InvalidSubcommand),
+        _ => None,
+    };
+    let Some(ContextValue::String(named)) = named else { return error };
+    let name = named.split_once('=').map_or(named.as_str(), |(name, _)| name);
+    let Some((_, reason)) = NOT_YET.iter().find(|(known, _)| *known == name) else { return error };
+    let reason = (*reason).into();
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![reason]));
+    error
+}

@@ -1,0 +1,239 @@
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use super::*;
+use crate::cli::Cli;
+
+/// Runs `mistralrs-server FLAGS` with a configuration file and an environment, and gives the settings as text.
+struct Case {
+    file: Option<(&'static str, &'static str)>,
+    environment: &'static [(&'static str, &'static str)],
+    flags: &'static str,
+}
+
+impl Case {
+    fn settings(&self) -> Result<Settings, String> {
+        self.configuration()?.settings().map_err(|error| error.to_string())
+    }
+
+    /// The directory of the file is cut out of messages: it differs from run to run.
+    fn configuration(&self) -> Result<Configuration, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut arguments = vec!["mistralrs-server".to_owned()];
+        arguments.extend(self.flags.split_whitespace().map(str::to_owned));
+        if let Some((name, text)) = self.file {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            arguments.extend(["--config".to_owned(), path.display().to_string()]);
+        }
+        let environment =
+            self.environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let cli = Cli::try_parse_from(arguments).map_err(|error| error.to_string())?;
+        let prefix = format!("{}/", directory.path().display());
+        Configuration::load(cli.sources(), environment).map_err(|error| error.to_string().replace(&prefix, ""))
+    }
+}
+
+fn toml(text: &'static str) -> Case {
+    Case { file: Some(("mistralrs.toml", text)), environment: &[], flags: "" }
+}
+
+fn flags(flags: &'static str) -> Case {
+    Case { file: None, environment: &[], flags }
+}
+
+fn check_error(case: &Case, expected: &str) {
+    match case.settings() {
+        Ok(settings) => panic!("accepted: {settings:?}"),
+        Err(error) => assert_eq!(error, expected),
+    }
+}
+
+#[test]
+fn defaults_serve_loopback_only_and_no_mcp() {
+    let settings = flags("run -m some/model").settings().unwrap();
+    assert_eq!(settings.server.addr.to_string(), "127.0.0.1:1234");
+    assert_eq!(settings.server.max_body_bytes, 4 << 20);
+    assert!(settings.server.api_keys.is_empty() && settings.server.cors.is_none() && settings.lock_metrics);
+    let engine = settings.model.unwrap().engine;
+    assert_eq!(format!("{engine:?}"), format!("{:?}", mistralrs_core::EngineConfig::default()));
+    #[cfg(feature = "http-mcp-stream")]
+    assert!(settings.mcp.is_none());
+}
+
+#[test]
+fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+    let file = Some(("mistralrs.toml", "[server]\nlog = \"file\"\nport = 1\n[engine]\nmax_seqs = 1"));
+    let environment = &[("RUST_LOG", "environment")];
+    let show = |case: Case| {
+        let settings = case.settings().unwrap();
+        format!(
+            "{} {} {}",
+            settings.server.addr.port(),
+            settings.server.log,
+            settings.model.unwrap().engine.max_num_seqs
+        )
+    };
+    assert_eq!(show(Case { file, environment: &[], flags: "run -m a/b" }), "1 file 1");
+    assert_eq!(show(Case { file, environment, flags: "run -m a/b" }), "1 environment 1");
+    assert_eq!(show(Case { file, environment, flags: "--log flag run -m a/b --port 3 --max-seqs 4" }), "3 flag 4");
+}
+
+#[test]
+fn toml_yaml_and_json_have_the_same_keys() {
+    let files = [
+        ("c.toml", "[server]\nport = 7\napi_keys = [\"k\"]"),
+        ("c.yaml", "server:\n  port: 7\n  api_keys: [k]\n"),
+        ("c.yml", "server: { port: 7, api_keys: [\"k\"] }"),
+        ("c.json", r#"{ "server": { "port": 7, "api_keys": ["k"] } }"#),
+    ];
+    for file in files {
+        let settings = Case { file: Some(file), environment: &[], flags: "" }.settings().unwrap();
+        assert_eq!((settings.server.addr.port(), settings.server.api_keys), (7, vec!["k".to_owned()]), "{}", file.0);
+    }
+}
+
+#[test]
+fn the_environment_names_the_file_and_the_mcp_endpoint() {
+    let missing = Case { file: None, environment: &[("MISTRALRS_CONFIG", "/nowhere/m.toml")], flags: "" };
+    check_error(&missing, "cannot read `/nowhere/m.toml`: No such file or directory (os error 2)");
+    let wrong = Case { file: None, environment: &[("MISTRALRS_HTTP_MCP_PORT", "http")], flags: "" };
+    check_error(&wrong, "environment variable MISTRALRS_HTTP_MCP_PORT: `http` is not a port number");
+}
+
+#[cfg(feature = "http-mcp-stream")]
+#[test]
+fn the_mcp_endpoint_comes_from_flags_environment_or_file() {
+    let show = |case: Case| match case.settings().unwrap().mcp {
+        None => "off".to_owned(),
+        Some(McpSettings { http, .. }) => {
+            let mut text = format!("{} keys {:?}", http.addr, http.api_keys);
+            if let Some(older) = http.older_addr {
+                write!(text, " and {older}").unwrap();
+            }
+            if let Some(limit) = http.rate_limit {
+                let show =
+                    |limit: Option<std::num::NonZeroU32>| limit.map_or("-".to_owned(), |limit| limit.to_string());
+                write!(text, " limits {} {} {}", show(limit.global), show(limit.per_key), show(limit.per_ip)).unwrap();
+            }
+            text
+        }
+    };
+    let file =
+        "[http_mcp]\nenabled = true\nport = 5\napi_keys = [\"k\"]\n[http_mcp.rate_limit]\nglobal = 9\nper_key = 3";
+    let environment = &[
+        ("MISTRALRS_HTTP_MCP_PORT", "6"),
+        ("MISTRALRS_HTTP_MCP_AUTH_KEY", "a, b"),
+        ("MISTRALRS_HTTP_MCP_RATE_LIMIT", "8"),
+    ];
+    assert_eq!(show(toml(file)), "127.0.0.1:5 keys [\"k\"] limits 9 3 -");
+    assert_eq!(
+        show(Case { file: Some(("m.toml", file)), environment, flags: "" }),
+        "127.0.0.1:6 keys [\"a\", \"b\"] limits 8 3 -"
+    );
+    assert_eq!(
+        show(Case { file: Some(("m.toml", file)), environment, flags: "--http-mcp-port 7 --http-mcp-auth-key c" }),
+        "127.0.0.1:7 keys [\"c\"] limits 8 3 -"
+    );
+    assert_eq!(show(flags("--http-mcp-port 0 --mcp-port 0")), "127.0.0.1:0 keys [] and 127.0.0.1:0");
+    assert_eq!(show(flags("--mcp-port 9")), "127.0.0.1:9 keys []");
+    assert_eq!(show(toml("[http_mcp]\nenabled = true")), "127.0.0.1:4322 keys []");
+    assert_eq!(show(toml("[http_mcp]\nenabled = false\nport = 5")), "off");
+}
+
+#[test]
+fn unknown_keys_and_values_name_the_nearest_known_one() {
+    check_error(&toml("[server]\nprot = 1"), "");
+    check_error(&toml("[sever]\nport = 1"), "");
+    check_error(&toml("[engine]\npa_cache_type = \"f61\""), "");
+    check_error(&toml("[server]\nport = \"http\""), "");
+    check_error(&toml("[server]\nmax_body_bytes = 0"), "");
+    check_error(&toml("[server]\nport = 1\nport = 2"), "");
+}
+
+#[test]
+fn a_file_of_another_kind_is_refused() {
+    let case = |name, text| Case { file: Some((name, text)), environment: &[], flags: "" };
+    check_error(&case("mistralrs.ini", ""), "");
+    check_error(&case("list.json", "[1]"), "");
+    check_error(&case("broken.json", "{"), "");
+    assert!(case("empty.yaml", "").settings().is_ok());
+}
+
+#[test]
+fn contradictions_and_what_this_version_cannot_do_are_refused() {
+    check_error(&flags("run -m a/b --paged-attn off"), "");
+    check_error(&flags("run -m a/b --pa-block-size 24"), "");
+    check_error(&flags("run -m a/b --log =,="), "");
+    check_error(&flags("run -m a/b --api-key é"), "");
+    check_error(&toml("[model]\nfile = \"x.gguf\""), "");
+    check_error(&toml("[server.cors]\nallow_origins = [\"localhost:3000\"]"), "");
+    check_error(&toml("[prometheus_locks]\nmetrics_endpoint = \"/health\""), "");
+    check_error(&toml("[http_mcp]\nenabled = true\nauth_method = \"jwt\""), "");
+    check_error(&toml("[http_mcp]\nenabled = true\nauth_method = \"api_key\""), "");
+    check_error(&toml("[http_mcp]\nenabled = true\nauth_method = \"none\"\napi_keys = [\"k\"]"), "");
+    check_error(&toml("[http_mcp]\nport = 1234"), "");
+    check_error(&toml("[server]\nserve_ip = \"0.0.0.0\"\n[http_mcp]\nenabled = true"), "");
+}
+
+#[test]
+fn a_process_with_nothing_to_serve_is_refused() {
+    let nothing = flags("").settings().unwrap().check_serves_something().unwrap_err();
+    assert!(nothing.to_string().starts_with("nothing to serve: name a model (`run -m MODEL`)"), "{nothing}");
+    assert!(flags("run -m a/b").settings().unwrap().check_serves_something().is_ok());
+}
+
+#[test]
+fn a_selector_replaces_the_model_of_the_file_as_a_whole() {
+    let case = Case {
+        file: Some(("m.toml", "[model]\nformat = \"gguf\"\nmodel_id = \"dir\"\nfile = \"x.gguf\"")),
+        environment: &[],
+        flags: "run -m a/b",
+    };
+    let selector = case.settings().unwrap().model.unwrap().selector;
+    assert_eq!(selector, ModelSelector { format: ModelFormat::Auto, model_id: "a/b".into(), file: None });
+}
+
+#[test]
+fn the_hubs_token_comes_from_where_token_source_says() {
+    let token = |flags| {
+        let environment =
+            &[("HF_TOKEN", "from-hf"), ("OTHER", "from-other"), ("HF_HOME", "/hf"), ("HF_HUB_OFFLINE", "1")];
+        Case { file: None, environment, flags }.settings().map(|settings| settings.model.unwrap().hub)
+    };
+    let hub = token("run -m a/b").unwrap();
+    assert_eq!((hub.token.as_deref(), hub.offline, hub.cache_dir), (Some("from-hf"), true, PathBuf::from("/hf/hub")));
+    assert_eq!(token("run -m a/b --token-source env:OTHER").unwrap().token.as_deref(), Some("from-other"));
+    assert_eq!(token("run -m a/b --token-source literal:abc").unwrap().token.as_deref(), Some("abc"));
+    assert_eq!(token("run -m a/b --token-source none").unwrap().token, None);
+    assert_eq!(
+        token("run -m a/b --token-source env:MISSING").unwrap_err(),
+        "--token-source env:MISSING: the environment variable is not set"
+    );
+}
+
+#[test]
+fn the_printed_configuration_has_no_secrets_and_names_variables() {
+    let case = Case {
+        file: Some((
+            "m.toml",
+            "[server]\napi_keys = [\"sk-one\"]\n[model]\nmodel_id = \"$HOME/model\"\ntoken_source = \"literal:tkn\"",
+        )),
+        environment: &[("HOME", "/home/ann")],
+        flags: "",
+    };
+    let printed = case.configuration().unwrap().to_redacted_toml();
+    insta::assert_snapshot!(printed, @"");
+}
+
+#[test]
+fn the_schema_describes_every_key() {
+    let schema: Value = serde_json::from_str(&json_schema()).unwrap();
+    let file = serde_json::to_value(ConfigFile::default()).unwrap();
+    for section in file.as_object().unwrap().keys() {
+        assert!(schema["properties"][section].is_object(), "{section}");
+    }
+    assert!(schema["$defs"]["ServerSection"]["properties"]["port"]["description"].is_string());
+}

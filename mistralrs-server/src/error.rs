@@ -1,0 +1,223 @@
+//! What a client of the main port is told when something goes wrong: the only place that knows HTTP status codes and
+//! the shape of OpenAI's errors.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, Method, StatusCode, header};
+use mistralrs_core::RequestError;
+use serde_json::{Value, json};
+
+/// Why a request was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The model's side refused it; nothing was started.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// A field is missing, of the wrong type, out of range, or asks for what this version cannot do.
+    #[error("{message}")]
+    Invalid {
+        /// The field's path in the body, if it is about one.
+        param: Option<String>,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// The body is not JSON.
+    #[error("the body is not valid JSON: {0}")]
+    Json(String),
+    /// The body is longer than the limit.
+    #[error("the body is larger than {limit} bytes, which is the limit of this server")]
+    BodyTooLarge {
+        /// In bytes.
+        limit: usize,
+    },
+    /// The body did not arrive in time, or broke off.
+    #[error("the body did not arrive completely within {limit:?}")]
+    BodyTimeout {
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The body says that it is something else than JSON.
+    #[error("the body must be JSON with `Content-Type: application/json`, not `{0}`")]
+    MediaType(String),
+    /// No key, or not one of the configured ones.
+    #[error("{0}; send `Authorization: Bearer KEY`")]
+    Unauthorized(&'static str),
+    /// No such route.
+    #[error("there is no `{method} {path}` here")]
+    NoRoute {
+        /// As asked.
+        method: Method,
+        /// As asked.
+        path: String,
+    },
+    /// The route exists for other methods.
+    #[error("`{path}` does not answer to {method}")]
+    WrongMethod {
+        /// As asked.
+        method: Method,
+        /// As asked.
+        path: String,
+    },
+    /// The model is not loaded yet.
+    #[error("the model is still loading; `GET /ready` tells when it can answer")]
+    Loading,
+    /// The generation was ended by the server, not by the client or the model.
+    #[error("the answer was cut off: the server is shutting down")]
+    Interrupted,
+    /// The request took longer than the server allows.
+    #[error("the answer was not complete within {limit:?}, which is the limit of this server")]
+    Deadline {
+        /// The configured limit.
+        limit: Duration,
+    },
+    /// The engine failed on this request; the message is fit for the client.
+    #[error("{0}")]
+    Failed(String),
+    /// A handler panicked; the log has the details.
+    #[error("internal error; the server's log has the details")]
+    Panic,
+}
+
+/// Seconds a client is asked to wait where nothing better is known.
+const RETRY_AFTER_SECONDS: u64 = 1;
+
+impl ApiError {
+    /// A field that is missing or wrong.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid { param: Some(param.into()), message: message.into() }
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Request(error) => request_status(error),
+            Self::Invalid { .. } | Self::Json(_) => StatusCode::BAD_REQUEST,
+            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::NoRoute { .. } => StatusCode::NOT_FOUND,
+            Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Loading | Self::Interrupted => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::Failed(_) | Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The body: `{"error": {"message", "type", "param", "code"}}`.
+    pub fn to_json(&self) -> Value {
+        json!({ "error": {
+            "message": self.to_string(),
+            "type": self.kind(),
+            "param": self.param(),
+            "code": self.code(),
+        }})
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.status() {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    fn param(&self) -> Option<&str> {
+        match self {
+            Self::Invalid { param, .. } => param.as_deref(),
+            Self::Request(RequestError::Invalid { param, .. }) => Some(param),
+            Self::Request(RequestError::UnknownModel { .. }) => Some("model"),
+            Self::Request(RequestError::Template(_) | RequestError::NoChatTemplate) => Some("messages"),
+            _ => None,
+        }
+    }
+
+    /// A word for programs, where OpenAI has one or a caller may want to tell this case apart.
+    fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Request(RequestError::UnknownModel { .. }) => Some("model_not_found"),
+            Self::Request(RequestError::TooLong { .. }) => Some("context_length_exceeded"),
+            Self::Request(RequestError::QueueFull { .. }) => Some("queue_full"),
+            Self::Request(RequestError::ShuttingDown) | Self::Interrupted => Some("shutting_down"),
+            Self::Loading => Some("model_loading"),
+            Self::Unauthorized(_) => Some("invalid_api_key"),
+            Self::NoRoute { .. } => Some("unknown_url"),
+            Self::WrongMethod { .. } => Some("method_not_supported"),
+            Self::Deadline { .. } => Some("timeout"),
+            Self::BodyTooLarge { .. } => Some("request_too_large"),
+            _ => None,
+        }
+    }
+
+    /// When trying again may help.
+    fn retry_after_seconds(&self) -> Option<u64> {
+        match self {
+            Self::Request(RequestError::QueueFull { retry_after_seconds, .. }) => Some((*retry_after_seconds).max(1)),
+            _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(RETRY_AFTER_SECONDS),
+            _ => None,
+        }
+    }
+}
+
+fn request_status(error: &RequestError) -> StatusCode {
+    match error {
+        RequestError::Invalid { .. }
+        | RequestError::TooLong { .. }
+        | RequestError::Template(_)
+        | RequestError::NoChatTemplate => StatusCode::BAD_REQUEST,
+        RequestError::UnknownModel { .. } => StatusCode::NOT_FOUND,
+        RequestError::QueueFull { .. } | RequestError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status(), Json(self.to_json())).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after_seconds() {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if matches!(self, Self::Unauthorized(_)) {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"mistralrs-server\""));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(error: &ApiError) -> String {
+        let retry = error.retry_after_seconds().map_or_else(String::new, |seconds| format!(" Retry-After: {seconds}"));
+        format!("{}{retry}\n{}\n", error.status(), error.to_json())
+    }
+
+    #[test]
+    fn errors_have_openais_shape_and_the_right_status() {
+        let errors = [
+            RequestError::UnknownModel { requested: "gpt-4".into(), available: "SmolLM2".into() }.into(),
+            RequestError::TooLong {
+                num_prompt_tokens: 9,
+                num_new_tokens: 5,
+                limit_name: "the context length",
+                limit: 8,
+            }
+            .into(),
+            RequestError::Invalid { param: "top_p", message: "top_p must be above 0".into() }.into(),
+            RequestError::QueueFull { num_waiting: 256, retry_after_seconds: 3 }.into(),
+            RequestError::ShuttingDown.into(),
+            ApiError::invalid("messages[0].content", "expected a string"),
+            ApiError::Json("EOF while parsing a value at line 1 column 0".into()),
+            ApiError::BodyTooLarge { limit: 1024 },
+            ApiError::Unauthorized("an API key is needed"),
+            ApiError::NoRoute { method: Method::GET, path: "/v2".into() },
+            ApiError::Loading,
+            ApiError::Panic,
+        ];
+        let rendered: String = errors.iter().map(render).collect();
+        insta::assert_snapshot!(rendered, @"");
+    }
+}

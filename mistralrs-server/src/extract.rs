@@ -1,0 +1,99 @@
+//! Request bodies: read with a limit of bytes and time, parsed once, refused in OpenAI's error shape.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, header};
+use http_body_util::BodyExt;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::app::AppState;
+use crate::error::ApiError;
+
+/// A client that takes longer to send its body holds a connection for nothing.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What of a body over the limit is read and thrown away, so that the client is done sending and reads the answer.
+/// Beyond it the connection is closed in its face.
+const MAX_DISCARDED_BYTES: usize = 64 << 20;
+
+/// A JSON request body.
+pub struct Json<T>(pub T);
+
+/// What a JSON body can be read as.
+pub trait RequestBody: Sized {
+    /// Reads `body`, which is a JSON object.
+    ///
+    /// # Errors
+    /// [`ApiError::Invalid`] with the path of the field.
+    fn from_body(body: &Value) -> Result<Self, ApiError>;
+}
+
+impl<T: RequestBody> FromRequest<AppState> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &AppState) -> Result<Self, ApiError> {
+        check_media_type(request.headers())?;
+        let body = read_body(request, app.max_body_bytes).await?;
+        let body: Value = serde_json::from_slice(&body).map_err(|error| ApiError::Json(error.to_string()))?;
+        if !body.is_object() {
+            return Err(ApiError::Invalid { param: None, message: "the body must be a JSON object".to_owned() });
+        }
+        T::from_body(&body).map(Self)
+    }
+}
+
+/// Reads the fields of `T` out of `body`, naming the field that does not fit.
+pub fn fields<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(body).map_err(|error| {
+        let path = error.path().to_string();
+        let problem = error.into_inner().to_string();
+        match path.as_str() {
+            "." => ApiError::Invalid { param: None, message: problem },
+            _ => ApiError::invalid(path.clone(), format!("`{path}`: {problem}")),
+        }
+    })
+}
+
+/// JSON, or nothing said. A page of another origin can send text and forms without asking first, but not JSON.
+fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json")) {
+        return Ok(());
+    }
+    Err(ApiError::MediaType(essence))
+}
+
+async fn read_body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+    let waits_for_consent = request.headers().get(header::EXPECT).map(HeaderValue::as_bytes) == Some(b"100-continue");
+    let announced =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if waits_for_consent && announced.is_some_and(|length| length > limit) {
+        return Err(ApiError::BodyTooLarge { limit });
+    }
+    tokio::time::timeout(BODY_TIMEOUT, collect(request.into_body(), limit))
+        .await
+        .unwrap_or(Err(ApiError::BodyTimeout { limit: BODY_TIMEOUT }))
+}
+
+async fn collect(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let mut collected = BytesMut::new();
+    let mut num_discarded = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return Err(ApiError::BodyTimeout { limit: BODY_TIMEOUT }) };
+        let Ok(data) = frame.into_data() else { continue };
+        if num_discarded == 0 && collected.len() + data.len() <= limit {
+            collected.extend_from_slice(&data);
+            continue;
+        }
+        num_discarded += data.len();
+        if num_discarded > MAX_DISCARDED_BYTES {
+            break;
+        }
+    }
+    if num_discarded > 0 { Err(ApiError::BodyTooLarge { limit }) } else { Ok(collected.freeze()) }
+}

@@ -1,0 +1,160 @@
+//! What the endpoint tells about itself; names are fixed, dashboards use them.
+
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use bytes::Bytes;
+use http::header;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use mistralrs_telemetry::buckets::LATENCY_BUCKETS;
+use mistralrs_telemetry::registry::{
+    HistogramVec, IntCounterVec, IntGaugeVec, Registry, counter, gauge, histogram, register,
+};
+
+use super::error::ErrorKind;
+use super::incoming::OTHER_METHOD;
+
+/// Status label of a request whose caller left before there was an answer; nginx's number.
+const CLIENT_LEFT: u16 = 499;
+
+/// Handles of the endpoint's metrics.
+#[derive(Clone)]
+pub(super) struct EndpointMetrics {
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    active: IntGaugeVec,
+    stream_bytes: IntCounterVec,
+    errors: IntCounterVec,
+}
+
+impl EndpointMetrics {
+    pub fn register(registry: &Registry) -> Self {
+        Self {
+            requests: register(
+                registry,
+                counter("http_mcp_requests_total", "Requests to the MCP endpoint, answered", &["method", "status"]),
+            ),
+            duration: register(
+                registry,
+                histogram(
+                    "http_mcp_request_duration_seconds",
+                    "Time from a request's head to the last byte of its answer",
+                    LATENCY_BUCKETS,
+                    &["method"],
+                ),
+            ),
+            active: register(
+                registry,
+                gauge("http_mcp_active_connections", "Requests being answered and streams open, now", &[]),
+            ),
+            stream_bytes: register(registry, counter("http_mcp_stream_bytes_sent", "Bytes sent in event streams", &[])),
+            errors: register(
+                registry,
+                counter("http_mcp_errors_total", "Requests refused or answered with an error", &["type", "method"]),
+            ),
+        }
+    }
+}
+
+/// The `method` label of a request; in the response's extensions, as only the handler has read the body.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MethodLabel(pub &'static str);
+
+/// The error that ended an event stream, set after the response's head is gone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LateError(pub Arc<OnceLock<ErrorKind>>);
+
+/// Middleware around everything: counts, times, and watches the body to its end.
+pub(super) async fn measure(State(metrics): State<EndpointMetrics>, request: Request, next: Next) -> Response {
+    let mut measured = Measured::begin(metrics);
+    let response = next.run(request).await;
+
+    measured.status = response.status().as_u16();
+    let extensions = response.extensions();
+    if let Some(MethodLabel(method)) = extensions.get() {
+        measured.method = method;
+    }
+    measured.error = extensions.get::<ErrorKind>().copied();
+    measured.late_error = extensions.get::<LateError>().cloned();
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    measured.is_stream = content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+    response.map(|body| Body::new(MeasuredBody { body, measured }))
+}
+
+/// One request from its head to the end of its answer, however that comes.
+struct Measured {
+    metrics: EndpointMetrics,
+    started: Instant,
+    method: &'static str,
+    status: u16,
+    error: Option<ErrorKind>,
+    late_error: Option<LateError>,
+    is_stream: bool,
+}
+
+impl Measured {
+    fn begin(metrics: EndpointMetrics) -> Self {
+        metrics.active.with_label_values::<&str>(&[]).inc();
+        Self {
+            metrics,
+            started: Instant::now(),
+            method: OTHER_METHOD,
+            status: CLIENT_LEFT,
+            error: None,
+            late_error: None,
+            is_stream: false,
+        }
+    }
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        let metrics = &self.metrics;
+        metrics.active.with_label_values::<&str>(&[]).dec();
+        metrics.requests.with_label_values(&[self.method, &self.status.to_string()]).inc();
+        metrics.duration.with_label_values(&[self.method]).observe(self.started.elapsed().as_secs_f64());
+        let late = self.late_error.as_ref().and_then(|late| late.0.get().copied());
+        if let Some(ErrorKind(kind)) = self.error.or(late) {
+            metrics.errors.with_label_values(&[kind, self.method]).inc();
+        }
+    }
+}
+
+struct MeasuredBody {
+    body: Body,
+    measured: Measured,
+}
+
+impl HttpBody for MeasuredBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if self.measured.is_stream
+            && let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+        {
+            let sent = self.measured.metrics.stream_bytes.with_label_values::<&str>(&[]);
+            sent.inc_by(data.len() as u64);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,120 @@
+//! `mistralrs-server`: the command line's door.
+//!
+//! Exit status: 0 after an orderly end, 1 if serving failed, 2 if flags, configuration or a local path were wrong and nothing
+//! was bound or loaded, 130 if a second signal cut draining short.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use mistralrs_server::cli::{CacheCommand, Cli, Command, ConfigCommand};
+use mistralrs_server::config::{self, Configuration, Environment, HubSettings, LogFormat, ServerSettings, Settings};
+use mistralrs_server::hub;
+use mistralrs_server::process::{self, PendingModel};
+use tokio::runtime::{Builder, Runtime};
+use tracing_subscriber::EnvFilter;
+
+/// Status where the command line or the configuration is wrong, as clap has it.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::from_process();
+    let plan = match Plan::new(&cli) {
+        Ok(plan) => plan,
+        Err(error) => return report(&error, USAGE),
+    };
+    match plan.execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error, 1),
+    }
+}
+
+fn report(error: &anyhow::Error, status: u8) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(status)
+}
+
+/// What was asked for, checked as far as that goes without a port or a model.
+enum Plan {
+    Serve { settings: Settings, model: Option<PendingModel> },
+    Print(String),
+    Completions(clap_complete::Shell),
+    Cache(CacheCommand, HubSettings),
+}
+
+impl Plan {
+    fn new(cli: &Cli) -> anyhow::Result<Self> {
+        match &cli.command {
+            Some(Command::Completions { shell }) => return Ok(Self::Completions(*shell)),
+            Some(Command::Config(ConfigCommand::Schema)) => return Ok(Self::Print(config::json_schema())),
+            _ => {}
+        }
+        let configuration = Configuration::load(cli.sources(), Environment::from_process())?;
+        let settings = configuration.settings()?;
+        match &cli.command {
+            Some(Command::Config(_)) => Ok(Self::Print(configuration.to_redacted_toml())),
+            Some(Command::Cache(command)) => Ok(Self::Cache(command.clone(), configuration.hub()?)),
+            _ => Self::serve(settings),
+        }
+    }
+
+    fn serve(settings: Settings) -> anyhow::Result<Self> {
+        settings.check_serves_something()?;
+        let model = match settings.model.clone() {
+            Some(model) => Some(PendingModel { located: hub::locate(&model.selector)?, settings: model }),
+            None => None,
+        };
+        Ok(Self::Serve { settings, model })
+    }
+
+    fn execute(self) -> anyhow::Result<()> {
+        match self {
+            Self::Print(text) => println!("{}", text.trim_end()),
+            Self::Completions(shell) => Cli::print_completions(shell),
+            Self::Cache(command, hub) => print!("{}", runtime()?.block_on(cache(&command, &hub))?),
+            Self::Serve { settings, model } => {
+                start_log(&settings.server)?;
+                set_threads(&settings.server);
+                rustls::crypto::aws_lc_rs::default_provider()
+                    .install_default()
+                    .ok()
+                    .context("a TLS provider is installed already")?;
+                let runtime = runtime()?;
+                let outcome = runtime.block_on(process::run(settings, model));
+                // A model that is still being read from the disk when the process is told to end is not waited for.
+                runtime.shutdown_background();
+                outcome?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn cache(command: &CacheCommand, hub: &HubSettings) -> Result<String, hub::cache::CacheError> {
+    match command {
+        CacheCommand::List => hub::cache::list(hub).await,
+        CacheCommand::Delete { repo } => hub::cache::delete(hub, repo).await,
+    }
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+fn start_log(settings: &ServerSettings) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&settings.log)?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+/// The compute pools of candle and rayon are sized by the environment only, when they are first used.
+fn set_threads(settings: &ServerSettings) {
+    let Some(threads) = settings.threads else { return };
+    for variable in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
+        // SAFETY: the process has one thread yet: the runtime starts after this, the compute pools later.
+        unsafe { std::env::set_var(variable, threads.to_string()) };
+    }
+}

@@ -1,0 +1,278 @@
+//! The fields that chat and text completions share: how much, how sampled, when stopped.
+
+use std::collections::BTreeMap;
+
+use mistralrs_core::model::MAX_CHOICES;
+use mistralrs_core::{SamplingParams, StopConditions};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
+
+use crate::error::ApiError;
+
+/// Stop strings of one request: each is looked for in every piece of text.
+const MAX_STOP_STRINGS: usize = 16;
+
+/// Bytes of one stop string: that much text may have to be held back.
+const MAX_STOP_STRING_BYTES: usize = 1024;
+
+/// Stop tokens of one request.
+const MAX_STOP_TOKEN_IDS: usize = 256;
+
+/// Likeliest tokens that can be asked for at each position, as many as OpenAI gives.
+pub(super) const MAX_TOP_LOGPROBS: usize = 20;
+
+/// Entries of a logit bias; OpenAI's limit.
+const MAX_LOGIT_BIAS: usize = 1024;
+
+/// What both endpoints take.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct GenerateOptions {
+    pub model: Option<String>,
+    pub stream: Option<bool>,
+    pub stream_options: Option<StreamOptions>,
+    pub n: Option<usize>,
+    pub best_of: Option<usize>,
+    pub max_tokens: Option<usize>,
+    pub max_completion_tokens: Option<usize>,
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<i64>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub frequency_penalty: Option<f32>,
+    pub presence_penalty: Option<f32>,
+    pub logit_bias: Option<BTreeMap<String, f32>>,
+    pub seed: Option<Seed>,
+    pub stop: Option<Stop>,
+    pub stop_token_ids: Option<Vec<u32>>,
+    pub ignore_eos: Option<bool>,
+    /// Stored answers are OpenAI's product; `false` is what this server does anyway.
+    pub store: Option<bool>,
+    /// Labels for OpenAI's own dashboards: taken, and without effect.
+    user: IgnoredAny,
+    metadata: IgnoredAny,
+    service_tier: IgnoredAny,
+    /// Everything else in the body.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+/// What a stream carries besides text.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct StreamOptions {
+    #[serde(default)]
+    pub include_usage: Option<bool>,
+}
+
+/// Whether the last chunk of a stream tells what was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UsageReport {
+    Omit,
+    Include,
+}
+
+/// A whole number; negative ones count as well.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged, expecting = "expected a whole number of at most 64 bits")]
+pub(super) enum Seed {
+    Unsigned(u64),
+    Signed(i64),
+}
+
+/// One stop string or several.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
+pub(super) enum Stop {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Fields that would change the answer and that this version does not serve. Taking them in silence would be a lie.
+const REFUSED: &[(&str, &str)] = &[
+    ("grammar", "grammars are not supported yet"),
+    ("guided_json", "constrained decoding is not supported yet"),
+    ("guided_regex", "constrained decoding is not supported yet"),
+    ("guided_choice", "constrained decoding is not supported yet"),
+    ("guided_grammar", "constrained decoding is not supported yet"),
+    ("structured_outputs", "constrained decoding is not supported yet"),
+    ("adapter", "adapters are not supported yet"),
+    ("adapters", "adapters are not supported yet"),
+    ("priority", "priorities are not supported yet"),
+    ("dry_multiplier", "DRY sampling is not supported yet"),
+    ("use_beam_search", "beam search is not supported"),
+    ("modalities", "only text is supported"),
+    ("audio", "only text is supported"),
+    ("functions", "function calling is not supported yet"),
+    ("web_search_options", "web search is not supported"),
+    ("suffix", "filling in the middle is not supported yet"),
+];
+
+impl GenerateOptions {
+    /// Refuses what cannot be honoured. `unread_elsewhere` is the rest of the endpoint's own fields.
+    pub fn check(&self, unread_elsewhere: &Map<String, Value>) -> Result<(), ApiError> {
+        for (name, value) in &self.rest {
+            if let Some((_, reason)) = REFUSED.iter().find(|(refused, _)| refused == name) {
+                if !is_neutral(name, value) {
+                    return Err(ApiError::invalid(name.as_str(), format!("`{name}`: {reason}")));
+                }
+            } else if unread_elsewhere.contains_key(name) {
+                // Read by neither part: as with OpenAI's, an unknown field is no error.
+                tracing::debug!(field = name, "an unknown field is ignored");
+            }
+        }
+        if self.stream_options.is_some() && !self.wants_stream() {
+            return Err(ApiError::invalid(
+                "stream_options",
+                "`stream_options` is for requests with `\"stream\": true`",
+            ));
+        }
+        if self.store == Some(true) {
+            return Err(ApiError::invalid("store", "`store`: this server keeps no answers"));
+        }
+        match self.best_of {
+            Some(best_of) if best_of != self.num_choices()? => {
+                Err(ApiError::invalid("best_of", "`best_of` other than `n` is not supported"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn wants_stream(&self) -> bool {
+        self.stream.unwrap_or(false)
+    }
+
+    pub fn usage_report(&self) -> UsageReport {
+        match self.stream_options.as_ref().and_then(|options| options.include_usage) {
+            Some(true) => UsageReport::Include,
+            _ => UsageReport::Omit,
+        }
+    }
+
+    pub fn num_choices(&self) -> Result<usize, ApiError> {
+        let n = self.n.unwrap_or(1);
+        match (1..=MAX_CHOICES).contains(&n) {
+            true => Ok(n),
+            false => Err(ApiError::invalid("n", format!("`n` is {n}; expected 1 to {MAX_CHOICES}"))),
+        }
+    }
+
+    /// The newer name wins where both are given.
+    pub fn max_tokens(&self) -> Result<Option<usize>, ApiError> {
+        let (name, value) = match self.max_completion_tokens {
+            Some(value) => ("max_completion_tokens", Some(value)),
+            None => ("max_tokens", self.max_tokens),
+        };
+        match value {
+            Some(0) => Err(ApiError::invalid(name, format!("`{name}` is 0; expected at least 1"))),
+            value => Ok(value),
+        }
+    }
+
+    pub fn sampling(&self) -> Result<SamplingParams, ApiError> {
+        let defaults = SamplingParams::default();
+        Ok(SamplingParams {
+            temperature: in_range("temperature", self.temperature, 0.0, f32::MAX)?.unwrap_or(defaults.temperature),
+            top_k: top_k(self.top_k)?,
+            top_p: in_range("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?.unwrap_or(defaults.top_p),
+            min_p: in_range("min_p", self.min_p, 0.0, 1.0)?.unwrap_or(defaults.min_p),
+            repetition_penalty: in_range("repetition_penalty", self.repetition_penalty, f32::MIN_POSITIVE, f32::MAX)?
+                .unwrap_or(defaults.repetition_penalty),
+            frequency_penalty: in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?
+                .unwrap_or(defaults.frequency_penalty),
+            presence_penalty: in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)?
+                .unwrap_or(defaults.presence_penalty),
+            logit_bias: self.logit_bias.as_ref().map_or_else(|| Ok(BTreeMap::new()), logit_bias)?,
+            seed: self.seed.map(|seed| match seed {
+                Seed::Unsigned(seed) => seed,
+                Seed::Signed(seed) => seed.cast_unsigned(),
+            }),
+        })
+    }
+
+    pub fn stop(&self) -> Result<StopConditions, ApiError> {
+        let strings = match &self.stop {
+            None => Vec::new(),
+            Some(Stop::One(string)) => vec![string.clone()],
+            Some(Stop::Many(strings)) => strings.clone(),
+        };
+        if strings.len() > MAX_STOP_STRINGS {
+            return Err(ApiError::invalid(
+                "stop",
+                format!("`stop` has {} strings; the limit is {MAX_STOP_STRINGS}", strings.len()),
+            ));
+        }
+        if strings.iter().any(|string| string.is_empty() || string.len() > MAX_STOP_STRING_BYTES) {
+            return Err(ApiError::invalid(
+                "stop",
+                format!("`stop`: each string has 1 to {MAX_STOP_STRING_BYTES} bytes"),
+            ));
+        }
+        let token_ids = self.stop_token_ids.clone().unwrap_or_default();
+        if token_ids.len() > MAX_STOP_TOKEN_IDS {
+            return Err(ApiError::invalid(
+                "stop_token_ids",
+                format!("`stop_token_ids` has {} ids; the limit is {MAX_STOP_TOKEN_IDS}", token_ids.len()),
+            ));
+        }
+        Ok(StopConditions { strings, token_ids, ignore_eos: self.ignore_eos.unwrap_or(false) })
+    }
+}
+
+/// Values that ask for nothing: clients fill in every field they know.
+fn is_neutral(name: &str, value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty() || (name == "modalities" && items.iter().all(|item| item == "text")),
+        Value::Object(entries) => entries.is_empty(),
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Bool(true) => false,
+    }
+}
+
+fn in_range(name: &'static str, value: Option<f32>, min: f32, max: f32) -> Result<Option<f32>, ApiError> {
+    let Some(value) = value else { return Ok(None) };
+    if value.is_finite() && (min..=max).contains(&value) {
+        return Ok(Some(value));
+    }
+    let expected = match (min, max) {
+        (f32::MIN_POSITIVE, f32::MAX) => "more than 0".to_owned(),
+        (f32::MIN_POSITIVE, max) => format!("more than 0 and at most {max}"),
+        (min, f32::MAX) => format!("at least {min}"),
+        (min, max) => format!("{min} to {max}"),
+    };
+    Err(ApiError::invalid(name, format!("`{name}` is {value}; expected {expected}")))
+}
+
+/// 0 and -1 are how clients of other servers write "all".
+fn top_k(value: Option<i64>) -> Result<Option<usize>, ApiError> {
+    match value {
+        None | Some(0 | -1) => Ok(None),
+        Some(k) => usize::try_from(k).map(Some).map_err(|_| {
+            ApiError::invalid("top_k", format!("`top_k` is {k}; expected at least 1, or 0 or -1 for all"))
+        }),
+    }
+}
+
+fn logit_bias(biases: &BTreeMap<String, f32>) -> Result<BTreeMap<u32, f32>, ApiError> {
+    if biases.len() > MAX_LOGIT_BIAS {
+        return Err(ApiError::invalid(
+            "logit_bias",
+            format!("`logit_bias` has {} entries; the limit is {MAX_LOGIT_BIAS}", biases.len()),
+        ));
+    }
+    let entries = biases.iter().map(|(token, bias)| {
+        let token_id = token
+            .parse()
+            .map_err(|_| ApiError::invalid("logit_bias", format!("`logit_bias`: `{token}` is not a token id")))?;
+        match (-100.0..=100.0).contains(bias) {
+            true => Ok((token_id, *bias)),
+            false => {
+                Err(ApiError::invalid("logit_bias", format!("`logit_bias.{token}` is {bias}; expected -100 to 100")))
+            }
+        }
+    });
+    entries.collect()
+}

@@ -1,0 +1,104 @@
+//! What clients read: objects, ids and usage in OpenAI's shapes.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use mistralrs_core::request::Usage;
+use serde::Serialize;
+use uuid::Uuid;
+
+/// Tells clients that two answers came from the same build.
+const SYSTEM_FINGERPRINT: &str = concat!("mistralrs-", env!("CARGO_PKG_VERSION"));
+
+/// What every object of one answer begins with.
+#[derive(Debug, Clone)]
+pub(super) struct AnswerId {
+    pub id: String,
+    pub created: u64,
+    pub model: String,
+}
+
+impl AnswerId {
+    /// A fresh id such as `chatcmpl-…`, made now.
+    pub fn new(prefix: &str, model: &str) -> Self {
+        Self {
+            id: format!("{prefix}-{}", Uuid::new_v4().simple()),
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()),
+            model: model.to_owned(),
+        }
+    }
+
+    /// An object of this answer, whole or one chunk.
+    pub fn object<C: Serialize>(
+        &self,
+        object: &'static str,
+        choices: Vec<C>,
+        usage: UsageField,
+    ) -> AnswerObject<'_, C> {
+        AnswerObject {
+            id: &self.id,
+            object,
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: SYSTEM_FINGERPRINT,
+            choices,
+            usage,
+        }
+    }
+}
+
+/// An answer, or one chunk of it.
+#[derive(Debug, Serialize)]
+pub(super) struct AnswerObject<'a, C> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    system_fingerprint: &'static str,
+    choices: Vec<C>,
+    #[serde(skip_serializing_if = "UsageField::is_absent")]
+    usage: UsageField,
+}
+
+/// The `usage` key of an object.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(untagged)]
+pub(super) enum UsageField {
+    /// Not there at all.
+    Absent,
+    /// `null`: a chunk of a stream whose last chunk has it.
+    Later,
+    /// What was used.
+    Known(UsageObject),
+}
+
+impl UsageField {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
+}
+
+/// What an answer used, in tokens.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct UsageObject {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+    prompt_tokens_details: PromptTokensDetails,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct PromptTokensDetails {
+    cached_tokens: usize,
+}
+
+impl From<Usage> for UsageObject {
+    fn from(usage: Usage) -> Self {
+        Self {
+            prompt_tokens: usage.num_prompt_tokens,
+            completion_tokens: usage.num_completion_tokens,
+            total_tokens: usage.num_prompt_tokens + usage.num_completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens: usage.num_cached_tokens },
+        }
+    }
+}

@@ -1,0 +1,510 @@
+//! The whole road: a real model behind the real binary, driven by the openai package and by plain HTTP.
+
+mod support;
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use futures::future::{join_all, try_join_all};
+use serde_json::{Value, json};
+
+use support::process::{self, eventually};
+use support::random::Random;
+use support::server::{Server, Shared};
+use support::{Http, Launch, sse, tools};
+
+/// For tests that ask for answers only; those that count sequences or blocks have a server of their own.
+static SHARED: Shared = Shared::new(|| Launch::model().option("--max-seqs", "16"));
+
+/// How long the engine may take to notice what happened: a step or two on a loaded machine.
+const SETTLING: Duration = Duration::from_secs(20);
+
+macro_rules! openai_scenarios {
+    ($($scenario:ident),+ $(,)?) => {$(
+        #[tokio::test]
+        async fn $scenario() -> anyhow::Result<()> {
+            let python = require_tools!(Python);
+            let server = SHARED.get().await?;
+            openai(&python, &server, stringify!($scenario), &[]).await
+        }
+    )+};
+}
+
+// Each is a function of the same name in tests/support/python/openai_client.py.
+openai_scenarios!(
+    chat_answers_a_question,
+    stream_gives_the_same_text,
+    stream_without_options_has_no_usage,
+    completions_continue_a_text,
+    several_prompts_give_several_choices,
+    several_choices_differ_and_keep_their_index,
+    seeds_reproduce_and_differ,
+    logprobs_describe_the_text,
+    stop_strings_end_the_text_before_them,
+    logit_bias_forbids_a_token,
+    models_are_listed_and_retrieved,
+    errors_arrive_as_the_right_exceptions,
+);
+
+#[tokio::test]
+async fn run_selects_the_format_of_a_local_file_by_itself() -> anyhow::Result<()> {
+    let model = tools::smollm2();
+    let server = Launch::default().selector(["run".as_ref(), "-m".as_ref(), model.as_os_str()]).start().await?;
+    let text = complete(&server.http(), &greedy("1, 2, 3, 4, 5, 6,", 8)).await?;
+    ensure!(text.contains('7'), "{text:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn tokenize_and_detokenize_are_inverse() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    for text in ["Hello world", "Grüße, 世界! 🦀", " leading and trailing ", "line\nbreak\t"] {
+        let tokens = http.post("/tokenize", &json!({ "prompt": text, "add_special_tokens": false })).await?.ok()?;
+        let ids = tokens["tokens"].as_array().with_context(|| format!("no `tokens`: {tokens}"))?;
+        ensure!(tokens["count"] == ids.len(), "{tokens}");
+        let back = http.post("/detokenize", &json!({ "tokens": ids })).await?.ok()?;
+        ensure!(back["prompt"] == text, "{text:?} came back as {back}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_together_give_what_each_gives_alone() -> anyhow::Result<()> {
+    let launch = Launch::model().option("--prefix-cache-n", "0").option("--max-num-batched-tokens", "96");
+    let server = launch.start().await?;
+    check_together_equals_alone(&server.http()).await
+}
+
+#[tokio::test]
+async fn requests_together_give_the_same_under_preemption_and_with_prefix_hits() -> anyhow::Result<()> {
+    // 12 MiB hold some 500 tokens of SmolLM2: the twelve requests below need three times that.
+    let launch = Launch::model().option("--pa-memory-mb", "12").option("--pa-block-size", "16");
+    let server = launch.start().await?;
+    let http = server.http();
+    check_together_equals_alone(&http).await?;
+    let scrape = http.scrape().await?;
+    ensure!(scrape.count("mistralrs_paged_preemptions_total", &[])? > 0, "nothing was preempted");
+    ensure!(scrape.count("mistralrs_prefix_cache_hits_total", &[])? > 0, "nothing came from the prefix cache");
+    ensure!(scrape.count("mistralrs_prefix_cache_evictions_total", &[])? > 0, "nothing was evicted");
+    check_nothing_is_held(&http).await
+}
+
+#[tokio::test]
+async fn a_prompt_sent_again_comes_from_the_prefix_cache() -> anyhow::Result<()> {
+    let server = Launch::model().start().await?;
+    let http = server.http();
+    let request = greedy(&sentence(300), 12);
+    let first = http.post("/v1/completions", &request).await?.ok()?;
+    let hits_before = http.scrape().await?.require("mistralrs_prefix_cache_hits_total", &[])?;
+    let second = http.post("/v1/completions", &request).await?.ok()?;
+    ensure!(first["choices"][0]["text"] == second["choices"][0]["text"], "{first} {second}");
+    ensure!(
+        http.scrape().await?.require("mistralrs_prefix_cache_hits_total", &[])? > hits_before,
+        "no hit was counted"
+    );
+    let cached = second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or_default();
+    let prompt = second["usage"]["prompt_tokens"].as_u64().unwrap_or_default();
+    ensure!(cached > prompt / 2 && cached < prompt, "{cached} of {prompt} tokens were cached");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_clients_that_leave_at_random_leave_nothing_behind() -> anyhow::Result<()> {
+    let server = Launch::model().option("--max-seqs", "8").start().await?;
+    let http = server.http();
+    let text_before = complete(&http, &greedy("1, 2, 3, 4, 5, 6,", 8)).await?;
+    let files_before = process::read(server.pid())?.num_fds;
+
+    let mut random = Random::new(200);
+    let clients = (0..200).map(|index| {
+        let (arrives_ms, stays_ms) = (random.below(1500), random.below(2000));
+        let (http, prompt) = (server.http(), sentence(5 + random.below(150) as usize));
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(arrives_ms)).await;
+            let stay = leave_after(&http, index % 2 == 0, &prompt);
+            // Dropping the request closes its connection, whether it streams, runs or still waits.
+            let _ = tokio::time::timeout(Duration::from_millis(stays_ms), stay).await;
+        })
+    });
+    join_all(clients.collect::<Vec<_>>()).await;
+
+    check_nothing_is_held(&http).await?;
+    let scrape = http.scrape().await?;
+    let cancelled = scrape.require("mistralrs_sequences_completed_total", &[("reason", "cancelled")])?;
+    ensure!(cancelled > 0.0, "no client left while it was served");
+    ensure!(
+        complete(&http, &greedy("1, 2, 3, 4, 5, 6,", 8)).await? == text_before,
+        "the next request is not served as before"
+    );
+    eventually(SETTLING, || async {
+        let files = process::read(server.pid())?.num_fds;
+        // The test's own kept-alive connections come on top.
+        ensure!(files <= files_before + 8, "{files} open files, {files_before} before");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_idle_server_uses_no_cpu() -> anyhow::Result<()> {
+    let server = Launch::model().mcp().start().await?;
+    complete(&server.http(), &greedy("1, 2, 3,", 8)).await?;
+    // A spinning thread spins in every window; the machine's own noise does not reach all of them.
+    let mut quietest = u64::MAX;
+    for _ in 0..5 {
+        let before = process::read(server.pid())?.cpu_ticks;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        quietest = quietest.min(process::read(server.pid())?.cpu_ticks - before);
+        if quietest <= 1 {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("{quietest} of 200 clock ticks in the quietest of five idle windows")
+}
+
+#[tokio::test]
+async fn the_server_says_when_it_is_ready() -> anyhow::Result<()> {
+    let server = Launch::model().start().await?;
+    println!("start to /ready: {:?}", server.ready_after());
+    ensure!(server.http().get("/health").await?.status == 200);
+    ensure!(server.http().get("/ready").await?.status == 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn sigterm_lets_a_running_stream_end_and_then_exits() -> anyhow::Result<()> {
+    let mut server = Launch::model().mcp().start().await?;
+    let http = server.http();
+    let mut request = greedy("Once upon a time", 60);
+    request["stream"] = json!(true);
+    request["ignore_eos"] = json!(true);
+    let mut response = http.open("/v1/completions", &request).await?;
+    let mut reader = sse::Reader::default();
+    let mut events = reader.push(&response.chunk().await?.context("the stream ended at once")?)?;
+
+    server.terminate()?;
+    while let Some(bytes) = response.chunk().await? {
+        events.extend(reader.push(&bytes)?);
+    }
+    ensure!(events.last().is_some_and(|event| event.data == "[DONE]"), "the stream was cut: {:?}", events.last());
+    let reasons =
+        events.iter().filter_map(|event| event.json().ok()?["choices"][0]["finish_reason"].as_str().map(str::to_owned));
+    ensure!(reasons.collect::<Vec<_>>() == ["length"], "the text was not finished");
+    let status = server.wait_for_exit(SETTLING).await?;
+    ensure!(status.success(), "exit status {status}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_full_queue_is_refused_with_a_time_to_come_back() -> anyhow::Result<()> {
+    let server = Launch::model().option("--max-seqs", "1").start().await?;
+    let http = server.http();
+    let mut endless = greedy("Once upon a time", 1500);
+    endless["ignore_eos"] = json!(true);
+    // 256 may wait: of 300 requests that cannot end soon, dozens find the queue full.
+    let mut waiting = Vec::new();
+    for _ in 0..300 {
+        let (http, request) = (http.clone(), endless.clone());
+        waiting.push(tokio::spawn(async move { http.post("/v1/completions", &request).await }));
+    }
+    let refused = eventually(SETTLING, || async {
+        let answer = http.post("/v1/completions", &endless);
+        let answer = tokio::time::timeout(Duration::from_millis(500), answer).await.context("it waits instead")??;
+        ensure!(answer.status == 503, "status {}", answer.status);
+        Ok(answer)
+    })
+    .await?;
+    refused.openai_error(503)?;
+    ensure!(refused.header("retry-after").parse::<u64>()? >= 1, "Retry-After: {:?}", refused.header("retry-after"));
+    ensure!(http.scrape().await?.count("mistralrs_sequences_rejected_total", &[])? > 0);
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    check_nothing_is_held(&http).await
+}
+
+#[tokio::test]
+async fn the_openai_package_comes_back_until_the_queue_has_room() -> anyhow::Result<()> {
+    let python = require_tools!(Python);
+    // One sequence and one place to wait: of ten clients at once, eight must come back.
+    let launch = Launch::model().option("--max-seqs", "1").file(
+        "--config",
+        "mistralrs.toml",
+        "[engine]\nmax_waiting_requests = 1\n",
+    );
+    let server = launch.start().await?;
+    openai(&python, &server, "full_queue_is_retried_until_served", &[]).await?;
+    ensure!(server.http().scrape().await?.count("mistralrs_sequences_rejected_total", &[])? > 0, "nobody had to");
+    Ok(())
+}
+
+#[cfg(feature = "http-mcp-stream")]
+#[tokio::test]
+async fn the_gateway_alone_needs_no_model_and_little_memory() -> anyhow::Result<()> {
+    let server = Launch::gateway().start().await?;
+    let answer = server.mcp().rpc("tools/list", &json!({})).await?;
+    ensure!(answer["tools"].is_array(), "{answer}");
+    server.http().post("/v1/completions", &greedy("1,", 1)).await?.openai_error(404)?;
+    let resident = process::read(server.pid())?.resident_kib;
+    println!("gateway alone: {resident} KiB resident");
+    ensure!(resident < 100 * 1024, "{resident} KiB resident without a model");
+    Ok(())
+}
+
+/// Twelve requests of 1 to 150 prompt tokens, half greedy, half sampled with a seed.
+async fn check_together_equals_alone(http: &Http) -> anyhow::Result<()> {
+    let requests: Vec<Value> = (0..12)
+        .map(|index| {
+            let mut request = greedy(&sentence(1 + index * 13), 16 + 4 * index);
+            request["ignore_eos"] = json!(true);
+            if index % 2 == 1 {
+                request["temperature"] = json!(0.9);
+                request["top_p"] = json!(0.95);
+                request["seed"] = json!(1000 + index);
+            }
+            request
+        })
+        .collect();
+    let mut alone = Vec::new();
+    for request in &requests {
+        alone.push(complete_tokens(http, request).await?);
+    }
+    let together = try_join_all(requests.iter().map(|request| complete_tokens(http, request))).await?;
+    for (index, (alone, together)) in alone.iter().zip(&together).enumerate() {
+        ensure!(alone == together, "request {index}\nalone    {alone:?}\ntogether {together:?}");
+    }
+    Ok(())
+}
+
+/// No sequence runs or waits, and no block is held but for its contents.
+async fn check_nothing_is_held(http: &Http) -> anyhow::Result<()> {
+    eventually(SETTLING, || async {
+        let scrape = http.scrape().await?;
+        for name in ["mistralrs_sequences_running", "mistralrs_sequences_waiting", "mistralrs_kv_cache_blocks_used"] {
+            let value = scrape.require(name, &[])?;
+            ensure!(value == 0.0, "{name} is {value}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Asks for far more than it will stay for.
+async fn leave_after(http: &Http, is_streaming: bool, prompt: &str) -> anyhow::Result<()> {
+    let mut request = greedy(prompt, 1500);
+    request["ignore_eos"] = json!(true);
+    request["stream"] = json!(is_streaming);
+    let mut response = http.open("/v1/completions", &request).await?;
+    while response.chunk().await?.is_some() {}
+    Ok(())
+}
+
+async fn openai(python: &std::path::Path, server: &Server, scenario: &str, key: &[&str]) -> anyhow::Result<()> {
+    let base = server.http().url("/v1");
+    let arguments = [&[base.as_str(), scenario], key].concat();
+    tools::python(python, "openai_client.py", &arguments).await.map(drop)
+}
+
+async fn complete(http: &Http, request: &Value) -> anyhow::Result<String> {
+    let reply = http.post("/v1/completions", request).await?.ok()?;
+    Ok(reply["choices"][0]["text"].as_str().with_context(|| format!("no text: {reply}"))?.to_owned())
+}
+
+/// The answer token by token: two texts may be equal and their tokens not.
+async fn complete_tokens(http: &Http, request: &Value) -> anyhow::Result<Vec<Value>> {
+    let mut request = request.clone();
+    request["logprobs"] = json!(1);
+    let reply = http.post("/v1/completions", &request).await?.ok()?;
+    let tokens = reply["choices"][0]["logprobs"]["tokens"].as_array();
+    Ok(tokens.with_context(|| format!("no tokens: {reply}"))?.clone())
+}
+
+fn greedy(prompt: &str, max_tokens: usize) -> Value {
+    json!({ "model": "default", "prompt": prompt, "temperature": 0, "max_tokens": max_tokens })
+}
+
+/// About `num_words` tokens of plain English.
+fn sentence(num_words: usize) -> String {
+    const WORDS: [&str; 11] = ["the", "river", "was", "cold", "and", "old", "people", "say", "that", "it", "sings"];
+    (0..num_words).map(|index| WORDS[index * index % 11]).collect::<Vec<_>>().join(" ")
+}
+
+/// What is on /metrics, read by promtool, by Prometheus, by the dashboards and by the document that describes it.
+#[cfg(feature = "tool-forwarding")]
+mod metrics_page {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::process::Stdio;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::process::Command;
+
+    use super::*;
+    use support::mcp;
+    use support::prometheus::Prometheus;
+    use support::tools::Tool;
+
+    /// For what is on /metrics.
+    static OBSERVED: Shared = Shared::new(launch_observed);
+
+    /// Names that users have in their dashboards, so they stay, although promtool would end or not end them in `_total`.
+    const FIXED_NAMES: [&str; 8] = [
+        "http_mcp_stream_bytes_sent",
+        "mistralrs_kv_cache_blocks_total",
+        "mistralrs_lock_acquisition_count",
+        "mistralrs_lock_contention_seconds",
+        "mistralrs_rwlock_read_count",
+        "mistralrs_rwlock_write_count",
+        "mistralrs_tool_cache_hits",
+        "mistralrs_tool_cache_misses",
+    ];
+
+    #[tokio::test]
+    async fn promtool_has_nothing_to_say_but_the_names_that_users_have() -> anyhow::Result<()> {
+        let promtool = require_tools!(Promtool);
+        let server = OBSERVED.get().await?;
+        exercise(&server).await?;
+        let mut command = Command::new(promtool);
+        command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let scrape = server.http().get("/metrics").await?.body;
+        child.stdin.take().context("no stdin")?.write_all(scrape.as_bytes()).await?;
+        let output = child.wait_with_output().await?;
+        let said = String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?;
+        let is_fixed = |line: &&str| FIXED_NAMES.iter().any(|name| line.split_whitespace().next() == Some(*name));
+        let complaints: Vec<&str> = said.lines().filter(|line| !line.is_empty() && !is_fixed(line)).collect();
+        ensure!(complaints.is_empty(), "{complaints:#?}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_prometheus_server_scrapes_it() -> anyhow::Result<()> {
+        let program = require_tools!(Prometheus);
+        let server = OBSERVED.get().await?;
+        exercise(&server).await?;
+        let target = server.http().url("").replace("http://", "");
+        let prometheus = Prometheus::start(&program, &target)?;
+        for expression in [
+            "up==1",
+            "mistralrs_sequences_capacity",
+            "mistralrs_time_to_first_token_seconds_count",
+            "mistralrs_lock_acquisition_count",
+            "http_mcp_requests_total",
+            "mistralrs_tool_calls_total",
+            "process_resident_memory_bytes",
+        ] {
+            eventually(Duration::from_secs(30), || async {
+                ensure!(!prometheus.query(expression).await?.is_empty(), "{expression} has no samples");
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn the_metrics_document_names_exactly_what_is_served() -> anyhow::Result<()> {
+        let server = OBSERVED.get().await?;
+        exercise(&server).await?;
+        let scrape = server.http().scrape().await?;
+        let served: BTreeSet<(String, String, String)> = scrape
+            .families
+            .iter()
+            .map(|(name, family)| {
+                let labels = scrape.label_names(name).into_iter().collect::<Vec<_>>().join(" ");
+                (name.clone(), family.kind.clone(), labels)
+            })
+            .collect();
+        let document = fs::read_to_string(tools::workspace().join("docs/metrics.md"))?;
+        let documented: BTreeSet<(String, String, String)> = document.lines().filter_map(documented_metric).collect();
+        let undocumented: Vec<_> = served.difference(&documented).collect();
+        let unserved: Vec<_> = documented.difference(&served).collect();
+        ensure!(
+            undocumented.is_empty() && unserved.is_empty(),
+            "served only: {undocumented:#?}\ndocumented only: {unserved:#?}"
+        );
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn every_panel_of_the_dashboards_shows_a_metric_that_exists() -> anyhow::Result<()> {
+        let server = OBSERVED.get().await?;
+        exercise(&server).await?;
+        let served = server.http().scrape().await?;
+        let mut num_expressions = 0;
+        for entry in fs::read_dir(tools::workspace().join("grafana"))? {
+            let path = entry?.path();
+            let dashboard: Value =
+                serde_json::from_str(&fs::read_to_string(&path)?).context(path.display().to_string())?;
+            for panel in dashboard["panels"].as_array().context("no panels")? {
+                for target in panel["targets"].as_array().into_iter().flatten() {
+                    let expression = target["expr"].as_str().with_context(|| format!("no expression in {panel}"))?;
+                    for name in metric_names(expression) {
+                        let is_served = served.samples.iter().any(|sample| sample.name == name);
+                        ensure!(
+                            is_served,
+                            "{}: panel {} shows {name}, which is not served",
+                            path.display(),
+                            panel["title"]
+                        );
+                        num_expressions += 1;
+                    }
+                }
+            }
+        }
+        ensure!(num_expressions > 10, "only {num_expressions} metrics are on dashboards");
+        Ok(())
+    }
+
+    /// Makes every metric appear: a chat, a stream, a native and a forwarded tool call, and one mistake of each kind.
+    async fn exercise(server: &Server) -> anyhow::Result<()> {
+        let (http, mcp) = (server.http(), server.mcp());
+        let messages = json!([{ "role": "user", "content": "Hello" }]);
+        http.post("/v1/chat/completions", &json!({ "model": "default", "messages": messages, "max_tokens": 3 }))
+            .await?
+            .ok()?;
+        http.get("/no/such/path").await?.openai_error(404)?;
+        let generate = json!({ "prompt": "1, 2,", "max_tokens": 2, "stream": true });
+        mcp.stream_events(&mcp::call("generate", &generate)).await?;
+        mcp.rpc_error("tools/call", &json!({ "name": "no_such_tool", "arguments": {} })).await?;
+        if tools::find(Tool::FilesystemServer).is_some() {
+            eventually(SETTLING, || async {
+                mcp.call_tool_text("filesystem::list_allowed_directories", &json!({})).await
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// A model, the MCP endpoint and one upstream: everything that has metrics.
+    fn launch_observed() -> Launch {
+        let launch = Launch::model().mcp();
+        let (Some(node), Some(script)) = (tools::find(Tool::Node), tools::find(Tool::FilesystemServer)) else {
+            return launch;
+        };
+        let [node, script, docs] =
+            [node, script, tools::workspace().join("docs")].map(|path| path.display().to_string());
+        let config = format!(
+            "[[mcp_client.servers]]\nname = \"filesystem\"\ncommand = {node:?}\nargs = [{script:?}, {docs:?}]\n"
+        );
+        launch.file("--config", "mistralrs.toml", &config)
+    }
+
+    /// Name, type and labels of a row of docs/metrics.md; other lines are `None`.
+    fn documented_metric(line: &str) -> Option<(String, String, String)> {
+        let mut cells = line.strip_prefix("| `")?.split('|').map(str::trim);
+        let name = cells.next()?.trim_matches('`').to_owned();
+        let kind = cells.next()?.to_owned();
+        let mut labels: Vec<&str> = cells.next()?.split('`').skip(1).step_by(2).collect();
+        labels.sort_unstable();
+        Some((name, kind, labels.join(" ")))
+    }
+
+    /// The metrics that a PromQL expression reads: its words with our prefixes, outside of braces and quotes.
+    fn metric_names(expression: &str) -> Vec<String> {
+        let outside =
+            expression.split('{').map(|part| part.split_once('}').map_or(part, |(_, rest)| rest)).collect::<String>();
+        let words = outside.split(|character: char| !character.is_ascii_alphanumeric() && character != '_');
+        let prefixes = ["mistralrs_", "http_", "process_", "request_", "requests_"];
+        words.filter(|word| prefixes.iter().any(|prefix| word.starts_with(prefix))).map(str::to_owned).collect()
+    }
+}

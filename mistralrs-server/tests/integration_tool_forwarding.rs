@@ -1,0 +1,282 @@
+//! Real MCP servers behind the gateway: listed, called, killed, restarted, dead from the start.
+#![cfg(feature = "tool-forwarding")]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::json;
+
+use support::mcp::text;
+use support::process::{self, eventually};
+use support::server::Server;
+use support::upstreams::Everything;
+use support::{Http, Launch, tools};
+
+/// A Node child needs seconds to start on a loaded machine.
+const CHILD_PATIENCE: Duration = Duration::from_secs(30);
+const GREETING: &str = "hello from the filesystem";
+
+/// A folder that a filesystem server may read, and how to start one.
+struct Filesystem {
+    node: PathBuf,
+    script: PathBuf,
+    root: tempfile::TempDir,
+}
+
+impl Filesystem {
+    fn new(node: PathBuf, script: PathBuf) -> anyhow::Result<Self> {
+        let root = tempfile::tempdir()?;
+        fs::write(root.path().join("greeting.txt"), GREETING)?;
+        Ok(Self { node, script, root })
+    }
+
+    fn greeting(&self) -> String {
+        self.root.path().join("greeting.txt").display().to_string()
+    }
+
+    fn arguments(&self) -> [String; 2] {
+        [self.script.display().to_string(), self.root.path().display().to_string()]
+    }
+
+    /// `[[mcp_client.servers]]` for it.
+    fn toml(&self, name: &str) -> String {
+        let (command, arguments) = (self.node.display().to_string(), self.arguments());
+        format!("[[mcp_client.servers]]\nname = {name:?}\ncommand = {command:?}\nargs = {arguments:?}\n")
+    }
+}
+
+fn toml_url(name: &str, url: &str) -> String {
+    format!("[[mcp_client.servers]]\nname = {name:?}\nurl = {url:?}\n")
+}
+
+#[tokio::test]
+async fn tools_of_two_upstreams_are_listed_and_called_beside_the_native_ones() -> anyhow::Result<()> {
+    let (node, filesystem, everything) = require_tools!(Node, FilesystemServer, EverythingServer);
+    let everything = Everything::start(&node, &everything).await?;
+    let filesystem = Filesystem::new(node, filesystem)?;
+    let config = filesystem.toml("filesystem") + &toml_url("everything", &everything.url());
+    let server = Launch::model().mcp().file("--config", "mistralrs.toml", &config).start().await?;
+    let mcp = server.mcp();
+
+    wait_for_tool(&mcp, "filesystem::read_file").await?;
+    wait_for_tool(&mcp, "everything::echo").await?;
+    let names = mcp.tool_names().await?;
+    let native = names.iter().position(|name| name == "generate").context("no native tools")?;
+    let forwarded = names.iter().position(|name| name.contains("::")).context("no forwarded tools")?;
+    ensure!(native < forwarded, "native tools come first: {names:?}");
+    ensure!(mcp.tool_names().await? == names, "the order changed between two lists");
+
+    ensure!(read_greeting(&mcp, &filesystem).await? == GREETING);
+    ensure!(mcp.call_tool_text("everything::echo", &json!({ "message": "hi" })).await?.contains("hi"));
+    let scrape = server.http().scrape().await?;
+    ensure!(scrape.count("mistralrs_tool_forwarded_calls_total", &[("tool", "filesystem::read_file")])? == 1);
+    ensure!(scrape.count("mistralrs_tool_forwarded_duration_seconds_count", &[])? == 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_spelling_of_a_tools_name_calls_it() -> anyhow::Result<()> {
+    let (node, script) = require_tools!(Node, FilesystemServer);
+    let filesystem = Filesystem::new(node, script)?;
+    let server = gateway(&filesystem.toml("filesystem")).await?;
+    let mcp = server.mcp();
+    wait_for_tool(&mcp, "filesystem::read_file").await?;
+    for name in ["filesystem::read_file", "filesystem__read_file", "read_file"] {
+        let text = mcp.call_tool_text(name, &json!({ "path": filesystem.greeting() })).await?;
+        ensure!(text == GREETING, "{name}: {text:?}");
+    }
+    let (code, message) =
+        mcp.rpc_error("tools/call", &json!({ "name": "filesystem::no_such", "arguments": {} })).await?;
+    ensure!(code == -32602 && message.contains("filesystem::no_such"), "{code} {message}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_tool_that_fails_is_a_result_and_the_upstream_stays() -> anyhow::Result<()> {
+    let (node, script) = require_tools!(Node, FilesystemServer);
+    let filesystem = Filesystem::new(node, script)?;
+    let server = gateway(&filesystem.toml("filesystem")).await?;
+    let mcp = server.mcp();
+    wait_for_tool(&mcp, "filesystem::read_file").await?;
+    let child = only_child(&server)?;
+    let result = mcp.call_tool("filesystem::read_file", &json!({ "path": "/outside/of/the/root" })).await?;
+    ensure!(result["isError"] == true && !text(&result)?.is_empty(), "{result}");
+    ensure!(read_greeting(&mcp, &filesystem).await? == GREETING);
+    ensure!(only_child(&server)? == child, "a failing tool restarted its server");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upstream_dead_at_start_leaves_the_others_working() -> anyhow::Result<()> {
+    let (node, script) = require_tools!(Node, FilesystemServer);
+    let filesystem = Filesystem::new(node, script)?;
+    // Nobody listens on the discard port; the program does not exist; the script ends at once.
+    let config = toml_url("dead_url", "http://127.0.0.1:9/mcp")
+        + "[[mcp_client.servers]]\nname = \"no_program\"\ncommand = \"/no/such/program\"\n"
+        + "[[mcp_client.servers]]\nname = \"ends\"\ncommand = \"false\"\n"
+        + &filesystem.toml("filesystem");
+    let mut server = gateway(&config).await?;
+    let mcp = server.mcp();
+    wait_for_tool(&mcp, "filesystem::read_file").await?;
+    ensure!(read_greeting(&mcp, &filesystem).await? == GREETING);
+    ensure!(!mcp.tool_names().await?.iter().any(|name| name.starts_with("dead_url")));
+    ensure!(server.log().contains("dead_url"), "the dead upstream is not in the log");
+    server.assert_alive()
+}
+
+#[tokio::test]
+async fn a_killed_child_is_restarted_by_the_next_call() -> anyhow::Result<()> {
+    let (node, script) = require_tools!(Node, FilesystemServer);
+    let filesystem = Filesystem::new(node, script)?;
+    let server = gateway(&filesystem.toml("filesystem")).await?;
+    let mcp = server.mcp();
+    wait_for_tool(&mcp, "filesystem::read_file").await?;
+    for _ in 0..2 {
+        let child = only_child(&server)?;
+        process::send_signal(child, libc::SIGKILL)?;
+        ensure!(read_greeting(&mcp, &filesystem).await? == GREETING);
+        ensure!(only_child(&server)? != child, "the killed child answered");
+    }
+    ensure!(mcp.tool_names().await?.iter().any(|name| name == "filesystem::read_file"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_http_upstream_that_restarts_is_reached_again() -> anyhow::Result<()> {
+    let (node, script) = require_tools!(Node, EverythingServer);
+    let everything = Everything::start(&node, &script).await?;
+    let server = gateway(&toml_url("everything", &everything.url())).await?;
+    let mcp = server.mcp();
+    wait_for_tool(&mcp, "everything::echo").await?;
+    ensure!(mcp.call_tool_text("everything::echo", &json!({ "message": "one" })).await?.contains("one"));
+
+    let port = everything.port();
+    drop(everything);
+    let result = mcp.call_tool("everything::echo", &json!({ "message": "nobody" })).await;
+    ensure!(!result.is_ok_and(|result| result["isError"] != true), "a dead upstream answered");
+    let everything = Everything::start_on(port, &node, &script).await?;
+    // The new process knows nothing of the old session; the circuit may still be open for its five seconds.
+    eventually(CHILD_PATIENCE, || async {
+        let answer = mcp.call_tool_text("everything::echo", &json!({ "message": "two" })).await?;
+        ensure!(answer.contains("two"), "{answer:?}");
+        Ok(())
+    })
+    .await?;
+    drop(everything);
+    Ok(())
+}
+
+#[tokio::test]
+async fn children_end_with_the_server() -> anyhow::Result<()> {
+    let (node, script) = require_tools!(Node, FilesystemServer);
+    let filesystem = Filesystem::new(node, script)?;
+    let config = filesystem.toml("one") + &filesystem.toml("two");
+    let mut server = gateway(&config).await?;
+    wait_for_tool(&server.mcp(), "two::read_file").await?;
+    let children = process::descendants(server.pid())?;
+    ensure!(children.len() >= 2, "{children:?}");
+    server.terminate()?;
+    let status = server.wait_for_exit(CHILD_PATIENCE).await?;
+    ensure!(status.success(), "exit status {status}");
+    check_all_gone(&children).await?;
+
+    // Not even a crash leaves children behind.
+    let mut server = gateway(&config).await?;
+    wait_for_tool(&server.mcp(), "two::read_file").await?;
+    let children = process::descendants(server.pid())?;
+    process::send_signal(server.pid(), libc::SIGKILL)?;
+    server.wait_for_exit(CHILD_PATIENCE).await?;
+    check_all_gone(&children).await
+}
+
+#[tokio::test]
+async fn upstreams_are_read_from_every_format_people_have() -> anyhow::Result<()> {
+    let (node, script) = require_tools!(Node, FilesystemServer);
+    let filesystem = Filesystem::new(node, script)?;
+    let (command, arguments) = (filesystem.node.display().to_string(), filesystem.arguments());
+    let desktop = json!({ "mcpServers": { "files": { "command": command, "args": arguments } } });
+    let mistral_rs = json!({ "servers": [{
+        "name": "files", "source": { "type": "Process", "command": command, "args": arguments },
+    }] });
+    let aggregator = format!(
+        "servers:\n  - id: files\n    name: Files\n    transport: stdio\n    command: {command:?}\n    args: {arguments:?}\n"
+    );
+    for (name, text) in [
+        ("mistralrs-mcp-client.toml", filesystem.toml("files")),
+        ("desktop.json", desktop.to_string()),
+        ("mistral-rs.json", mistral_rs.to_string()),
+        ("aggregator.yaml", aggregator),
+    ] {
+        let check = async {
+            let server = Launch::gateway().file("--mcp-config", name, &text).start().await?;
+            wait_for_tool(&server.mcp(), "files::read_file").await?;
+            let answer =
+                server.mcp().call_tool_text("files::read_file", &json!({ "path": filesystem.greeting() })).await?;
+            ensure!(answer == GREETING, "{answer:?}");
+            Ok(())
+        };
+        check.await.with_context(|| format!("with {name}:\n{text}"))?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_mcp_package_reads_a_file_through_the_gateway() -> anyhow::Result<()> {
+    let (python, node, script) = require_tools!(Python, Node, FilesystemServer);
+    let filesystem = Filesystem::new(node, script)?;
+    let server = gateway(&filesystem.toml("filesystem")).await?;
+    wait_for_tool(&server.mcp(), "filesystem::read_file").await?;
+    let url = server.mcp().url("/mcp/stream");
+    for mode in ["legacy", "auto"] {
+        tools::python(&python, "mcp_client.py", &[&url, mode, "filesystem_file_is_read"]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_key_in_a_file_names_the_nearest_known_one() -> anyhow::Result<()> {
+    let config = "[[mcp_client.servers]]\nname = \"files\"\ncomand = \"true\"\n";
+    let (status, log) = Launch::gateway().file("--config", "mistralrs.toml", config).run_to_exit().await?;
+    ensure!(!status.success(), "started with an unknown key");
+    for fragment in ["comand", "command", "mistralrs.toml"] {
+        ensure!(log.contains(fragment), "{fragment:?} is not in {log}");
+    }
+    Ok(())
+}
+
+async fn gateway(config: &str) -> anyhow::Result<Server> {
+    Launch::gateway().file("--config", "mistralrs.toml", config).start().await
+}
+
+async fn read_greeting(mcp: &Http, filesystem: &Filesystem) -> anyhow::Result<String> {
+    mcp.call_tool_text("filesystem::read_file", &json!({ "path": filesystem.greeting() })).await
+}
+
+async fn wait_for_tool(mcp: &Http, name: &str) -> anyhow::Result<()> {
+    eventually(CHILD_PATIENCE, || async {
+        let names = mcp.tool_names().await?;
+        ensure!(names.iter().any(|known| known == name), "{name} is not among {names:?}");
+        Ok(())
+    })
+    .await
+}
+
+fn only_child(server: &Server) -> anyhow::Result<u32> {
+    let children = process::children(server.pid())?;
+    ensure!(children.len() == 1, "children: {children:?}");
+    Ok(children[0])
+}
+
+async fn check_all_gone(pids: &[u32]) -> anyhow::Result<()> {
+    eventually(CHILD_PATIENCE, || async {
+        let alive: Vec<_> =
+            pids.iter().filter(|pid| process::is_alive(**pid) && Path::new(&format!("/proc/{pid}")).exists()).collect();
+        ensure!(alive.is_empty(), "still alive: {alive:?}");
+        Ok(())
+    })
+    .await
+}

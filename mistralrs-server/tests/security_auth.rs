@@ -1,0 +1,175 @@
+//! Keys on both ports: who gets in, what a stranger is told, and what may not be started at all.
+
+mod support;
+
+use anyhow::ensure;
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use support::http;
+use support::server::Shared;
+use support::{Launch, tools};
+
+const MAIN_KEY: &str = "sk-main-0123456789";
+
+static SHARED: Shared = Shared::new(|| Launch::model().option("--api-key", MAIN_KEY));
+
+#[tokio::test]
+async fn the_main_port_wants_its_key() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let stranger = server.http();
+    let request = json!({ "model": "default", "prompt": "1,", "max_tokens": 1 });
+    for path in ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"] {
+        let answer = stranger.post(path, &request).await?;
+        answer.openai_error(401)?;
+        ensure!(answer.header("www-authenticate").starts_with("Bearer"), "{path}: {answer:?}");
+    }
+    stranger.get("/v1/models").await?.openai_error(401)?;
+    stranger.with_key(MAIN_KEY).get("/v1/models").await?.ok()?;
+    stranger.with_key(MAIN_KEY).post("/v1/completions", &request).await?.ok()?;
+    // Whether the process lives is no secret: probes of an orchestrator carry no key.
+    ensure!(stranger.get("/health").await?.status == StatusCode::OK);
+    ensure!(stranger.get("/ready").await?.status == StatusCode::OK);
+    Ok(())
+}
+
+#[tokio::test]
+async fn all_wrong_keys_are_told_the_same() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let mut bodies = Vec::new();
+    let longer = format!("{MAIN_KEY}0");
+    for key in ["x", &MAIN_KEY[..MAIN_KEY.len() - 1], &longer, &MAIN_KEY.to_uppercase()] {
+        let answer = server.http().with_key(key).get("/v1/models").await?;
+        ensure!(answer.status == StatusCode::UNAUTHORIZED, "`{key}` was let in");
+        ensure!(!answer.body.contains(key) || key == "x", "the answer repeats the key: {}", answer.body);
+        bodies.push(answer.body);
+    }
+    ensure!(bodies.windows(2).all(|pair| pair[0] == pair[1]), "{bodies:?}");
+    for header in ["Basic c2s6", "Bearer", "Bearer ", MAIN_KEY] {
+        let request = server.http().request(Method::GET, "/v1/models").header("authorization", header);
+        ensure!(http::read(request.send().await?).await?.status == StatusCode::UNAUTHORIZED, "`{header}` was let in");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_openai_package_sees_an_authentication_error() -> anyhow::Result<()> {
+    let python = require_tools!(Python);
+    let server = SHARED.get().await?;
+    let base = server.http().url("/v1");
+    tools::python(&python, "openai_client.py", &[&base, "wrong_key_is_an_authentication_error", MAIN_KEY]).await?;
+    Ok(())
+}
+
+#[cfg(feature = "http-mcp-stream")]
+mod mcp_port {
+    use super::*;
+    use support::Http;
+    use support::mcp::{STREAM, request};
+
+    /// The gateway with two keys, whichever way they came.
+    async fn check_keys(launch: Launch, good: &[&str]) -> anyhow::Result<()> {
+        let server = launch.start().await?;
+        let mcp = server.mcp();
+        let list = request("tools/list", &json!({}));
+        for key in good {
+            mcp.with_key(key).rpc("tools/list", &json!({})).await?;
+            let by_header = mcp.request(Method::POST, STREAM).header("x-api-key", *key).json(&list);
+            http::read(by_header.send().await?).await?.ok()?;
+        }
+        let mut bodies = Vec::new();
+        for client in [mcp.clone(), mcp.with_key("sk-wrong"), mcp.with_key(&good[0][1..])] {
+            let answer = client.post(STREAM, &list).await?;
+            ensure!(answer.status == StatusCode::UNAUTHORIZED, "{answer:?}");
+            ensure!(answer.header("www-authenticate").starts_with("Bearer realm="), "{answer:?}");
+            ensure!(answer.json()?.is_object(), "{answer:?}");
+            bodies.push(answer.body);
+        }
+        ensure!(bodies[1] == bodies[2], "{bodies:?}");
+        for (method, path) in [(Method::GET, STREAM), (Method::DELETE, STREAM), (Method::GET, "/mcp/list")] {
+            let answer = http::read(mcp.request(method, path).send().await?).await?;
+            ensure!(answer.status == StatusCode::UNAUTHORIZED, "{path}: {answer:?}");
+        }
+        for key in good {
+            ensure!(!server.log().contains(key), "the log holds a key:\n{}", server.log());
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn keys_of_flags_open_the_endpoint() -> anyhow::Result<()> {
+        let launch =
+            Launch::gateway().option("--http-mcp-auth-key", "sk-abc123").option("--http-mcp-auth-key", "sk-def456");
+        check_keys(launch.option("--log", "debug"), &["sk-abc123", "sk-def456"]).await
+    }
+
+    #[tokio::test]
+    async fn a_key_of_the_environment_opens_the_endpoint() -> anyhow::Result<()> {
+        check_keys(Launch::gateway().environment("MISTRALRS_HTTP_MCP_AUTH_KEY", "sk-environment"), &["sk-environment"])
+            .await
+    }
+
+    #[tokio::test]
+    async fn keys_of_the_file_open_the_endpoint_and_may_name_the_environment() -> anyhow::Result<()> {
+        let config = "[http_mcp]\nauth_method = \"api_key\"\napi_keys = [\"sk-file\", \"${SECOND_KEY}\"]\n";
+        let launch =
+            Launch::gateway().file("--config", "mistralrs.toml", config).environment("SECOND_KEY", "sk-second");
+        check_keys(launch, &["sk-file", "sk-second"]).await
+    }
+
+    #[tokio::test]
+    async fn each_port_has_its_own_keys() -> anyhow::Result<()> {
+        let launch = Launch::model().mcp().option("--api-key", MAIN_KEY).option("--http-mcp-auth-key", "sk-abc123");
+        let server = launch.start().await?;
+        let answer = server.mcp().with_key(MAIN_KEY).post(STREAM, &request("tools/list", &json!({}))).await?;
+        ensure!(answer.status == StatusCode::UNAUTHORIZED, "{answer:?}");
+        server.http().with_key("sk-abc123").get("/v1/models").await?.openai_error(401)?;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn an_address_that_others_reach_needs_a_key_at_start() -> anyhow::Result<()> {
+        let (status, log) = Launch::gateway().option("--serve-ip", "0.0.0.0").run_to_exit().await?;
+        ensure!(!status.success(), "open to the network without a key");
+        ensure!(log.contains("--http-mcp-auth-key"), "the message does not say what would be right: {log}");
+
+        let launch = Launch::gateway().option("--serve-ip", "0.0.0.0").option("--http-mcp-auth-key", "sk-abc123");
+        let server = launch.option("--api-key", MAIN_KEY).start().await?;
+        server.mcp().with_key("sk-abc123").rpc("tools/list", &json!({})).await?;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn discovery_paths_answer_json_404_so_that_clients_do_not_try_oauth() -> anyhow::Result<()> {
+        let server = Launch::gateway().option("--http-mcp-auth-key", "sk-abc123").start().await?;
+        for path in ["/.well-known/oauth-protected-resource", "/.well-known/oauth-authorization-server"] {
+            let answer = server.mcp().get(path).await?;
+            ensure!(answer.status == StatusCode::NOT_FOUND && answer.json()?.is_object(), "{path}: {answer:?}");
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_preflight_of_an_allowed_page_passes_without_a_key() -> anyhow::Result<()> {
+        let config = "[http_mcp.cors]\nallow_origins = [\"http://localhost:3000\"]\n";
+        let launch =
+            Launch::gateway().file("--config", "mistralrs.toml", config).option("--http-mcp-auth-key", "sk-abc123");
+        let server = launch.start().await?;
+        let answer = preflight(&server.mcp(), "http://localhost:3000").await?;
+        ensure!(answer.status.is_success(), "{answer:?}");
+        ensure!(answer.header("access-control-allow-origin") == "http://localhost:3000", "{answer:?}");
+        let allowed = answer.header("access-control-allow-headers").to_lowercase();
+        for name in ["authorization", "content-type", "mcp-session-id", "mcp-protocol-version"] {
+            ensure!(allowed.contains(name), "{name} is not allowed: {allowed}");
+        }
+        let answer = preflight(&server.mcp(), "https://evil.example").await?;
+        ensure!(answer.header("access-control-allow-origin").is_empty(), "{answer:?}");
+        Ok(())
+    }
+
+    async fn preflight(mcp: &Http, origin: &str) -> anyhow::Result<http::Answer> {
+        let request = mcp.request(Method::OPTIONS, STREAM).header("origin", origin);
+        let request = request.header("access-control-request-method", "POST");
+        http::read(request.header("access-control-request-headers", "authorization, content-type").send().await?).await
+    }
+}

@@ -1,0 +1,291 @@
+//! Bad input, from the command line to the deepest JSON: a clear word, the process alive, nothing leaked.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+
+use support::gguf;
+use support::process::{self, eventually};
+use support::server::Shared;
+use support::{Http, Launch, tools};
+
+static SHARED: Shared = Shared::new(Launch::model);
+
+/// Starts with these words and expects a refusal that mentions every fragment.
+async fn check_refused(launch: Launch, fragments: &[&str]) -> anyhow::Result<()> {
+    let (status, log) = launch.run_to_exit().await?;
+    ensure!(!status.success(), "started:\n{log}");
+    ensure!(status.code().is_some(), "died of a signal ({status}):\n{log}");
+    ensure!(!log.contains("panicked"), "panicked:\n{log}");
+    for fragment in fragments {
+        ensure!(log.contains(fragment), "{fragment:?} is not in the message:\n{log}");
+    }
+    Ok(())
+}
+
+fn gguf_launch(path: &Path) -> Launch {
+    Launch::default().selector(["run".as_ref(), "-m".as_ref(), path.as_os_str()])
+}
+
+#[tokio::test]
+async fn a_wrong_flag_names_itself_and_the_nearest_one() -> anyhow::Result<()> {
+    check_refused(Launch::model().option("--prot", "1"), &["--prot", "--port"]).await?;
+    check_refused(Launch::model().option("--port", "seven"), &["--port", "seven"]).await?;
+    check_refused(Launch::model().option("--paged-attn", "maybe"), &["--paged-attn", "maybe", "auto", "on", "off"])
+        .await?;
+    check_refused(Launch::default().selector(["gguff", "-m", "x"]), &["gguff", "gguf"]).await?;
+    check_refused(Launch::default(), &["run"]).await
+}
+
+#[tokio::test]
+async fn a_missing_file_is_named() -> anyhow::Result<()> {
+    check_refused(gguf_launch(Path::new("/no/such/model.gguf")), &["/no/such/model.gguf"]).await?;
+    let directory = Launch::default().selector(["gguf", "-m", "/no/such/directory", "-f", "model.gguf"]);
+    check_refused(directory, &["/no/such/directory"]).await?;
+    check_refused(Launch::model().option("--config", "/no/such.toml"), &["/no/such.toml"]).await?;
+    check_refused(Launch::model().option("--chat-template", "/no/such.jinja"), &["/no/such.jinja"]).await
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_model_is_refused_by_name_and_reason() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = |name: &str, bytes: &[u8]| {
+        let path = directory.path().join(name);
+        fs::write(&path, bytes).map(|()| path)
+    };
+    let whole = fs::read(tools::smollm2())?;
+    check_refused(gguf_launch(&file("empty.gguf", b"")?), &["empty.gguf"]).await?;
+    check_refused(gguf_launch(&file("text.gguf", b"this is not a model")?), &["text.gguf"]).await?;
+    check_refused(gguf_launch(&file("header.gguf", &whole[..1000])?), &["header.gguf"]).await?;
+    check_refused(gguf_launch(&file("half.gguf", &whole[..whole.len() / 2])?), &["half.gguf"]).await?;
+    check_refused(gguf_launch(&file("last.gguf", &whole[..whole.len() - 1])?), &["last.gguf"]).await?;
+    let foreign = gguf::header(&[("general.architecture", "mamba"), ("general.name", "Foreign")]);
+    check_refused(gguf_launch(&file("foreign.gguf", &foreign)?), &["foreign.gguf", "mamba", "llama"]).await?;
+    let incomplete = gguf::header(&[("general.architecture", "llama")]);
+    check_refused(gguf_launch(&file("incomplete.gguf", &incomplete)?), &["incomplete.gguf"]).await?;
+    // A count that would be petabytes must not be believed.
+    check_refused(gguf_launch(&file("huge.gguf", &gguf::header_promising(u64::MAX / 2))?), &["huge.gguf"]).await
+}
+
+#[tokio::test]
+async fn a_directory_without_a_model_says_what_is_missing() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    check_refused(gguf_launch(directory.path()), &["config.json"]).await?;
+    fs::write(
+        directory.path().join("config.json"),
+        r#"{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}"#,
+    )?;
+    check_refused(gguf_launch(directory.path()), &["mamba", "llama"]).await?;
+    fs::write(directory.path().join("config.json"), "{ not json")?;
+    check_refused(gguf_launch(directory.path()), &["config.json"]).await
+}
+
+#[tokio::test]
+async fn bodies_that_are_not_requests_get_openais_error() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    for path in ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"] {
+        for body in ["", "{", "nonsense", "[]", "7", "null", "{\"model\": \"default\"}"] {
+            let answer = http.post_bytes(path, body).await?;
+            let message = answer.openai_error(400).with_context(|| format!("{path} with {body:?}"))?;
+            ensure!(!message.is_empty(), "{path} with {body:?}: {answer:?}");
+        }
+        http.post_bytes(path, &b"{\"model\": \"\xff\xfe\"}"[..]).await?.openai_error(400)?;
+    }
+    check_serves(&http).await
+}
+
+#[tokio::test]
+async fn a_body_of_ten_megabytes_is_too_large() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    let body = json!({ "model": "default", "prompt": "x".repeat(10 * 1024 * 1024), "max_tokens": 1 });
+    let answer = http.post("/v1/completions", &body).await?;
+    ensure!([400, 413].contains(&answer.status.as_u16()), "{}", answer.status);
+    answer.openai_error(answer.status.as_u16())?;
+    check_serves(&http).await
+}
+
+#[tokio::test]
+async fn parameters_out_of_range_are_named() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    for (name, values) in [
+        ("temperature", vec![json!(-1), json!("hot"), json!([])]),
+        ("top_p", vec![json!(0), json!(1.5), json!(-0.1)]),
+        ("min_p", vec![json!(-0.1), json!(1.5)]),
+        ("top_k", vec![json!("many")]),
+        ("n", vec![json!(0), json!(-1), json!(1_000_000)]),
+        ("max_tokens", vec![json!(-1), json!("all"), json!(1.5)]),
+        ("frequency_penalty", vec![json!(99), json!("x")]),
+        ("presence_penalty", vec![json!(-99)]),
+        ("repetition_penalty", vec![json!(0), json!(-1)]),
+        ("logit_bias", vec![json!({ "notanumber": 1 }), json!({ "99999999": 1 }), json!({ "5": 1000 })]),
+        ("stop", vec![json!(7), json!([[]])]),
+        ("seed", vec![json!("x")]),
+        ("logprobs", vec![json!(-1), json!(1000)]),
+        ("stream", vec![json!("yes")]),
+        ("prompt", vec![json!({}), json!([99_999_999]), json!([-1])]),
+    ] {
+        for value in values {
+            let mut request = json!({ "model": "default", "prompt": "1, 2,", "max_tokens": 2 });
+            request[name] = value.clone();
+            let message = http
+                .post("/v1/completions", &request)
+                .await?
+                .openai_error(400)
+                .with_context(|| format!("{name} = {value}"))?;
+            ensure!(message.contains(name), "{name} = {value}: {message}");
+        }
+    }
+    check_serves(&http).await
+}
+
+#[tokio::test]
+async fn messages_of_the_wrong_shape_are_refused() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    for messages in [
+        json!([]),
+        json!("hello"),
+        json!([7]),
+        json!([{}]),
+        json!([{ "role": "user" }]),
+        json!([{ "content": "no role" }]),
+        json!([{ "role": 7, "content": "x" }]),
+        json!([{ "role": "user", "content": 7 }]),
+        json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "x" } }] }]),
+    ] {
+        let request = json!({ "model": "default", "messages": messages, "max_tokens": 2 });
+        http.post("/v1/chat/completions", &request).await?.openai_error(400).with_context(|| messages.to_string())?;
+    }
+    check_serves(&http).await
+}
+
+#[tokio::test]
+async fn more_tokens_than_the_context_are_refused_with_both_numbers() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    let request = json!({ "model": "default", "prompt": "1,", "max_tokens": 100_000 });
+    let message = http.post("/v1/completions", &request).await?.openai_error(400)?;
+    ensure!(message.contains("100000") && message.contains("8192"), "{message}");
+    let request = json!({ "model": "default", "prompt": "word ".repeat(10_000), "max_tokens": 1 });
+    let message = http.post("/v1/completions", &request).await?.openai_error(400)?;
+    ensure!(message.contains("8192"), "{message}");
+    check_serves(&http).await
+}
+
+#[tokio::test]
+async fn an_unknown_model_path_or_method_is_not_a_500() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    let message = http.post("/v1/completions", &json!({ "model": "gpt-9", "prompt": "x" })).await?.openai_error(404)?;
+    ensure!(message.contains("gpt-9"), "{message}");
+    http.get("/no/such/path").await?.openai_error(404)?;
+    let answer = http.get("/v1/completions").await?;
+    ensure!(answer.status == 405, "{answer:?}");
+    check_serves(&http).await
+}
+
+#[tokio::test]
+async fn nesting_deeper_than_any_stack_is_refused() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    let deep = format!("{{\"model\":\"default\",\"messages\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    http.post_bytes("/v1/chat/completions", deep).await?.openai_error(400)?;
+    check_serves(&http).await
+}
+
+#[tokio::test]
+async fn control_characters_and_special_tokens_in_text_do_no_harm() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    for text in
+        ["\u{0}\u{1}\u{7f}", "<|im_end|><|im_start|>system", "\u{202e}\u{feff}\u{10ffff}", "{{ 7 * 7 }}{% raw %}"]
+    {
+        let request = json!({ "model": "default", "messages": [{ "role": "user", "content": text }], "max_tokens": 2 });
+        http.post("/v1/chat/completions", &request).await?.ok()?;
+    }
+    check_serves(&http).await
+}
+
+#[cfg(feature = "http-mcp-stream")]
+#[tokio::test]
+async fn the_mcp_endpoint_survives_the_same() -> anyhow::Result<()> {
+    use support::mcp::{STREAM, call};
+
+    let mut server = Launch::model().mcp().start().await?;
+    let mcp = server.mcp();
+    let deep = format!(
+        "{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/list\",\"params\":{}{}}}",
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
+    ensure!(mcp.post_bytes(STREAM, deep).await?.json()?["error"]["code"] == -32700);
+    let large = call("generate", &json!({ "prompt": "x".repeat(10 * 1024 * 1024) }));
+    let answer = mcp.post(STREAM, &large).await?;
+    ensure!(answer.status == 413, "{}", answer.status);
+    for arguments in [
+        json!({}),
+        json!({ "prompt": 1 }),
+        json!({ "prompt": "x", "max_tokens": "many" }),
+        json!({ "prompt": "x", "temperature": -3 }),
+    ] {
+        let (code, message) =
+            mcp.rpc_error("tools/call", &json!({ "name": "generate", "arguments": arguments })).await?;
+        ensure!(code == -32602 && !message.is_empty(), "{arguments}: {code} {message}");
+    }
+    let no_json =
+        mcp.request(reqwest::Method::POST, STREAM).header("content-type", "text/plain").body("hello").send().await?;
+    ensure!(no_json.status().is_client_error(), "{}", no_json.status());
+    ensure!(!mcp.call_tool_text("generate", &json!({ "prompt": "1, 2,", "max_tokens": 2 })).await?.is_empty());
+    server.assert_alive()
+}
+
+/// After whatever came before: the process answers, holds nothing and has few files open.
+async fn check_serves(http: &Http) -> anyhow::Result<()> {
+    let request = json!({ "model": "default", "prompt": "1, 2, 3,", "temperature": 0, "max_tokens": 4 });
+    let reply: Value = http.post("/v1/completions", &request).await?.ok()?;
+    ensure!(reply["usage"]["completion_tokens"] == 4, "{reply}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hundred_refusals_leak_nothing() -> anyhow::Result<()> {
+    let server = Launch::model().start().await?;
+    let http = server.http();
+    check_serves(&http).await?;
+    let before = process::read(server.pid())?;
+    for index in 0..100 {
+        let request = match index % 4 {
+            0 => json!({ "model": "gpt-9", "prompt": "x" }),
+            1 => json!({ "model": "default", "prompt": "x", "max_tokens": 100_000 }),
+            2 => json!({ "model": "default", "prompt": "x", "temperature": -1 }),
+            _ => json!({ "model": "default", "prompt": "x".repeat(1024 * 1024), "max_tokens": 1 }),
+        };
+        let answer = http.post("/v1/completions", &request).await?;
+        ensure!(answer.status.is_client_error(), "{answer:?}");
+    }
+    eventually(std::time::Duration::from_secs(10), || async {
+        let scrape = http.scrape().await?;
+        for name in ["mistralrs_sequences_running", "mistralrs_sequences_waiting", "mistralrs_kv_cache_blocks_used"] {
+            ensure!(scrape.count(name, &[])? == 0, "{name}");
+        }
+        Ok(())
+    })
+    .await?;
+    let after = process::read(server.pid())?;
+    ensure!(after.num_fds <= before.num_fds + 2, "{} files open, {} before", after.num_fds, before.num_fds);
+    // Allocators keep what they had; a leak of these bodies would be 25 MiB at least.
+    ensure!(
+        after.resident_kib < before.resident_kib + 24 * 1024,
+        "{} KiB, {} before",
+        after.resident_kib,
+        before.resident_kib
+    );
+    check_serves(&http).await
+}

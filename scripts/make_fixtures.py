@@ -1,0 +1,425 @@
+#!/usr/bin/env python3
+"""Makes the reference fixtures in mistralrs-core/tests/fixtures with transformers and llama.cpp.
+
+    python3 -m venv .venv-fixtures && . .venv-fixtures/bin/activate
+    pip install numpy==1.26.4 torch==2.15.0 transformers==5.23.0 safetensors==0.8.0 gguf==0.19.0
+    CMAKE_ARGS="-DGGML_NATIVE=ON" pip install llama-cpp-python==0.3.36
+    ./scripts/get_models.sh
+    python scripts/make_fixtures.py
+
+Tests never need this: they read what it wrote. tests/fixtures/README.md says what each file is.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+import tempfile
+
+import gguf
+import llama_cpp
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Type
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "mistralrs-core/tests/fixtures"
+NUM_GREEDY = 32
+NUM_KL_POSITIONS = 64
+NUM_KL_TOP = 400
+# Columns of a large vocabulary that are kept: every 12th reaches all parts of the table.
+COLUMN_STRIDE = 12
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+PROMPTS = [
+    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
+    "Once upon a time, in a village by the sea, there lived a fisherman who",
+    "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n",
+]
+
+TEXT = (
+    "The water cycle describes how water moves on, above and below the surface of the Earth. The sun heats water in "
+    "oceans and lakes, and some of it evaporates into the air. Rising air carries the vapour up, where cooler "
+    "temperatures make it condense into clouds. Currents move clouds around the globe, and cloud particles grow, "
+    "collide and fall out of the sky as rain or snow. Most of it falls back into the oceans or onto land, where it "
+    "flows over the ground as runoff."
+)
+
+
+# --- Tiny checkpoints -------------------------------------------------------------------------------------------
+
+
+def tiny_tokenizer(directory):
+    """A byte-level BPE of 320 tokens, trained on this file's texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] + PROMPTS, trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    return tokenizer
+
+
+def tiny_config(**changes):
+    values = dict(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaConfig(**(values | changes))
+
+
+def tiny_model(config, seed):
+    """Random weights large enough that logits span tens, as a trained model's do."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.copy_(1 + 0.2 * torch.randn_like(weight))
+            elif "embed" in name:
+                weight.copy_(torch.randn_like(weight))
+            elif name.endswith("bias"):
+                weight.copy_(0.3 * torch.randn_like(weight))
+            else:
+                weight.copy_(torch.randn_like(weight) * 1.5 / weight.shape[-1] ** 0.5)
+    return model
+
+
+def save_tiny(model, directory, dtype, num_shards):
+    """As `save_pretrained` lays files out, with keys of our choice."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = tiny_tokenizer(directory)
+    config = model.config.to_dict()
+    config["architectures"] = ["LlamaForCausalLM"]
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
+    tensors = {k: v.to(dtype).contiguous() for k, v in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight")
+    if num_shards == 1:
+        save_torch(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        (directory / "model.safetensors").chmod(0o644)
+        return tokenizer
+    names, weight_map = sorted(tensors), {}
+    for shard in range(num_shards):
+        file = f"model-{shard + 1:05}-of-{num_shards:05}.safetensors"
+        part = {name: tensors[name] for name in names[shard::num_shards]}
+        save_torch(part, directory / file, metadata={"format": "pt"})
+        (directory / file).chmod(0o644)
+        weight_map |= {name: file for name in part}
+    index = {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    return tokenizer
+
+
+def permute(weight, num_heads):
+    """Half-split rotary rows to interleaved ones: what llama.cpp's converter does to q and k of Llama."""
+    return weight.reshape(num_heads, 2, -1, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+HF_TO_GGUF = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+
+
+def gguf_name(name):
+    fixed = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    stem, suffix = name.rsplit(".", 1)
+    if stem in fixed:
+        return f"{fixed[stem]}.{suffix}"
+    _, _, layer, rest = stem.split(".", 3)
+    return f"blk.{layer}.{HF_TO_GGUF[rest]}.{suffix}"
+
+
+def write_tiny_gguf(model, tokenizer, path):
+    """The checkpoint as llama.cpp's converter would write it in F32."""
+    config = model.config
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(0)
+    vocabulary = tokenizer.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.get)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") and token.endswith("|>") else 1 for token in tokens])
+    writer.add_token_merges([" ".join(merge) if isinstance(merge, list) else merge for merge in merges])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        data = weight.float().numpy()
+        if "q_proj" in name or "k_proj" in name:
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            data = permute(data.reshape(data.shape[0], -1), heads).reshape(data.shape)
+        writer.add_tensor(gguf_name(name), np.ascontiguousarray(data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# --- References -------------------------------------------------------------------------------------------------
+
+
+def quantize(source, target, file_type):
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.nthread = file_type, True, 2
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) != 0:
+        raise RuntimeError(f"llama.cpp could not make {target}")
+
+
+class LlamaCpp:
+    """llama.cpp with F32 KV and without flash attention."""
+
+    def __init__(self, path):
+        self.llm = llama_cpp.Llama(
+            str(path), n_ctx=512, n_batch=512, logits_all=True, type_k=0, type_v=0, flash_attn=False, n_threads=2,
+            n_threads_batch=2, verbose=False,
+        )  # fmt: skip
+
+    def logits(self, tokens):
+        self.llm.reset()
+        self.llm.eval(tokens)
+        return np.array(self.llm.scores[: len(tokens)], dtype=np.float32)
+
+    def tokenize(self, text):
+        return self.llm.tokenize(text.encode(), add_bos=False, special=True)
+
+    def greedy(self, tokens):
+        out, logits = [], self.logits(tokens)[-1]
+        for _ in range(NUM_GREEDY):
+            out.append(int(logits.argmax()))
+            self.llm.eval(out[-1:])
+            logits = self.llm.scores[len(tokens) + len(out) - 1]
+        return out
+
+
+class Transformers:
+    """transformers in F32."""
+
+    def __init__(self, model):
+        self.model = model.float().eval()
+
+    @torch.no_grad()
+    def logits(self, tokens):
+        return self.model(torch.tensor([tokens])).logits[0].numpy()
+
+    def greedy(self, tokens):
+        out = []
+        for _ in range(NUM_GREEDY):
+            out.append(int(self.logits(tokens + out)[-1].argmax()))
+        return out
+
+
+def reference(engine, prompts, stride=1):
+    """Prompts, greedy continuations, and the logits of each prompt's last positions in every `stride`-th column."""
+    tensors = {}
+    for index, tokens in enumerate(prompts):
+        last = engine.logits(tokens)[-4:]
+        tensors[f"prompt.{index}"] = np.array(tokens, dtype=np.uint32)
+        tensors[f"greedy.{index}"] = np.array(engine.greedy(tokens), dtype=np.uint32)
+        tensors[f"logits.{index}"] = np.ascontiguousarray(last[:, ::stride])
+        # Over the whole vocabulary, so that columns left out cannot be wrong unnoticed.
+        tensors[f"log_sum_exp.{index}"] = np.logaddexp.reduce(last.astype(np.float64), axis=1).astype(np.float32)
+        tensors[f"range.{index}"] = np.array([last.max() - last.min()], dtype=np.float32)
+    return tensors
+
+
+def divergence_reference(engine, tokens, top=NUM_KL_TOP):
+    """The likeliest tokens of each position of a text with their log-probabilities; the rest is one remaining mass."""
+    logits = engine.logits(tokens[:NUM_KL_POSITIONS]).astype(np.float64)
+    log_probs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    ids = np.argsort(-log_probs, axis=1)[:, :top]
+    tail = 1 - np.exp(np.take_along_axis(log_probs, ids, axis=1)).sum(axis=1)
+    print(f"    mean mass outside the top {top}: {tail.mean():.4f}")
+    return {
+        "text": np.array(tokens[:NUM_KL_POSITIONS], dtype=np.uint32),
+        "top_ids": ids.astype(np.uint32),
+        "top_log_probs": np.take_along_axis(log_probs, ids, axis=1).astype(np.float32),
+    }
+
+
+def digests(path):
+    """SHA-256 of each tensor's bytes, so that a test that requantizes knows whether it has the same weights."""
+    reader = gguf.GGUFReader(str(path))
+    return {
+        tensor.name: {"type": tensor.tensor_type.name, "sha256": hashlib.sha256(tensor.data.tobytes()).hexdigest()}
+        for tensor in reader.tensors
+    }
+
+
+def write(name, tensors, **metadata):
+    path = FIXTURES / "references" / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={key: str(value) for key, value in metadata.items()})
+    path.chmod(0o644)
+    print(f"  {path.relative_to(ROOT)}: {path.stat().st_size} bytes")
+
+
+# --- The fixtures -----------------------------------------------------------------------------------------------
+
+
+def make_tiny():
+    directory = FIXTURES / "tiny-llama"
+    model = tiny_model(tiny_config(), seed=1)
+    tokenizer = save_tiny(model, directory, torch.float32, num_shards=2)
+    prompts = [tokenizer.encode(text).ids for text in PROMPTS]
+    write("tiny-llama.transformers", reference(Transformers(model), prompts), made_by="transformers, F32")
+
+    f32 = FIXTURES / "tiny-llama-f32.gguf"
+    write_tiny_gguf(model, tokenizer, f32)
+    write("tiny-llama.llama-cpp", reference(LlamaCpp(f32), prompts), made_by="llama.cpp, F32")
+
+    # Everything a Llama may do differently: a head size of its own, biases, tied head, Llama 3.1's rotary scaling.
+    rope = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    config = tiny_config(
+        hidden_size=48, head_dim=24, rope_parameters=rope, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    )
+    model = tiny_model(config, seed=2).to(torch.bfloat16)
+    directory = FIXTURES / "tiny-llama-bf16"
+    tokenizer = save_tiny(model, directory, torch.bfloat16, num_shards=1)
+    prompts = [tokenizer.encode(text).ids for text in PROMPTS + [TEXT]]
+    write("tiny-llama-bf16.transformers", reference(Transformers(model), prompts), made_by="transformers, F32")
+
+
+def make_tiny_quantized():
+    """Rows of 256, which k-quants need and SmolLM2 has not."""
+    config = tiny_config(
+        hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model = tiny_model(config, seed=3)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = pathlib.Path(temporary)
+        tokenizer = tiny_tokenizer(directory)
+        tokens = tokenizer.encode(TEXT).ids
+        prompts = [tokenizer.encode(text).ids for text in PROMPTS]
+        f32 = directory / "f32.gguf"
+        write_tiny_gguf(model, tokenizer, f32)
+        for name, file_type in [("q4_k_m", 15), ("q6_k", 18)]:
+            path = FIXTURES / f"tiny-llama-256-{name}.gguf"
+            quantize(f32, path, file_type)
+            engine = LlamaCpp(path)
+            tensors = reference(engine, prompts) | divergence_reference(engine, tokens, top=320)
+            write(f"tiny-llama-256-{name}.llama-cpp", tensors, made_by="llama.cpp")
+
+
+def smollm2_in_transformers(path):
+    """The F16 GGUF's weights in transformers, in F32."""
+    reader = gguf.GGUFReader(str(path))
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+    )  # fmt: skip
+    stored = {t.name: gguf.dequantize(t.data, t.tensor_type).reshape(t.shape[::-1]) for t in reader.tensors}
+    model = LlamaForCausalLM(config)
+    state = {}
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        data = stored[gguf_name(name)].astype(np.float32)
+        if "q_proj" in name or "k_proj" in name:
+            heads = 9 if "q_proj" in name else 3
+            data = data.reshape(heads, -1, 2, data.shape[-1]).swapaxes(1, 2).reshape(data.shape)
+        state[name] = torch.from_numpy(np.ascontiguousarray(data))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert missing in ([], ["lm_head.weight"]) and not unexpected, (missing, unexpected)
+    model.tie_weights()
+    return model
+
+
+def make_smollm2(source):
+    engine = LlamaCpp(source)
+    prompts = [engine.tokenize(text) for text in PROMPTS]
+    text = engine.tokenize(TEXT)
+    tensors = reference(engine, prompts, COLUMN_STRIDE) | divergence_reference(engine, text)
+    write("smollm2-q4_1.llama-cpp", tensors, made_by="llama.cpp", column_stride=COLUMN_STRIDE)
+    del engine
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = pathlib.Path(temporary)
+        f16, f32 = directory / "f16.gguf", directory / "f32.gguf"
+        quantize(source, f16, 1)
+        quantize(f16, f32, 0)
+        model = Transformers(smollm2_in_transformers(f16))
+        tensors = reference(model, prompts, COLUMN_STRIDE)
+        write("smollm2-f16.transformers", tensors, made_by="transformers, F32", column_stride=COLUMN_STRIDE)
+        del model
+        tensors = reference(LlamaCpp(f32), prompts, COLUMN_STRIDE)
+        write("smollm2-f16.llama-cpp", tensors, made_by="llama.cpp, weights widened to F32", column_stride=COLUMN_STRIDE)
+        types = {}
+        for name, file_type in [("f16", 1), ("q8_0", 7), ("q4_0", 2), ("q4_k_m", 15)]:
+            path = directory / f"{name}.gguf"
+            if name != "f16":
+                quantize(source, path, file_type)
+                engine = LlamaCpp(path)
+                tensors = reference(engine, prompts, COLUMN_STRIDE) | divergence_reference(engine, text)
+                write(f"smollm2-{name}.llama-cpp", tensors, made_by="llama.cpp", column_stride=COLUMN_STRIDE)
+                del engine
+            types[name] = digests(path)
+        (FIXTURES / "references/smollm2-tensors.json").write_text(json.dumps(types, indent=1, sort_keys=True))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=pathlib.Path, default=ROOT / "models")
+    parser.add_argument("--only", choices=["tiny", "tiny-quantized", "smollm2"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    if arguments.only in (None, "tiny"):
+        make_tiny()
+    if arguments.only in (None, "tiny-quantized"):
+        make_tiny_quantized()
+    if arguments.only in (None, "smollm2"):
+        make_smollm2(arguments.models / "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+if __name__ == "__main__":
+    main()
