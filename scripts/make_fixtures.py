@@ -213,12 +213,12 @@ def quantize(source, target, file_type):
 
 
 class LlamaCpp:
-    """llama.cpp with F32 KV and without flash attention."""
+    """llama.cpp with F32 KV and without flash attention; one thread, so that a busy machine does not spin."""
 
     def __init__(self, path):
         self.llm = llama_cpp.Llama(
-            str(path), n_ctx=512, n_batch=512, logits_all=True, type_k=0, type_v=0, flash_attn=False, n_threads=2,
-            n_threads_batch=2, verbose=False,
+            str(path), n_ctx=512, n_batch=512, logits_all=True, type_k=0, type_v=0, flash_attn=False, n_threads=1,
+            n_threads_batch=1, verbose=False,
         )  # fmt: skip
 
     def logits(self, tokens):
@@ -322,7 +322,11 @@ def make_tiny():
     config = tiny_config(
         hidden_size=48, head_dim=24, rope_parameters=rope, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
     )
-    model = tiny_model(config, seed=2).to(torch.bfloat16)
+    model = tiny_model(config, seed=2)
+    with torch.no_grad():
+        # Weights alone: `model.to` would also round the rotary frequencies.
+        for weight in model.parameters():
+            weight.copy_(weight.to(torch.bfloat16))
     directory = FIXTURES / "tiny-llama-bf16"
     tokenizer = save_tiny(model, directory, torch.bfloat16, num_shards=1)
     prompts = [tokenizer.encode(text).ids for text in PROMPTS + [TEXT]]
@@ -412,7 +416,7 @@ def main():
     parser.add_argument("--models", type=pathlib.Path, default=ROOT / "models")
     parser.add_argument("--only", choices=["tiny", "tiny-quantized", "smollm2"])
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     if arguments.only in (None, "tiny"):
         make_tiny()
     if arguments.only in (None, "tiny-quantized"):

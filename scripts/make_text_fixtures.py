@@ -12,12 +12,14 @@ tokenizers gguf, and for llama.cpp's vocabularies and templates the source of ll
 import argparse
 import json
 import pathlib
+import re
+import unicodedata
 
 FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "mistralrs-core" / "tests" / "fixtures"
 
 # Chat templates -----------------------------------------------------------------------------------------------------
 
-# Only templates whose model's licence lets us keep a copy; `arguments` says what the template does with a tool call's.
+# Only templates whose model's licence lets us keep a copy. name: (file, BOS, EOS).
 TEMPLATES = {
     "qwen2.5": ("Qwen-Qwen2.5-7B-Instruct.jinja", "", "<|im_end|>"),
     "qwen3": ("Qwen-Qwen3-0.6B.jinja", "", "<|im_end|>"),
@@ -27,8 +29,10 @@ TEMPLATES = {
     "smollm3": ("HuggingFaceTB-SmolLM3-3B.jinja", "", "<|im_end|>"),
     "glm-4.6": ("GLM-4.6.jinja", "", "<|endoftext|>"),
 }
-# Templates that concatenate a tool call's arguments and so need them as text.
-TEXT_ARGUMENTS = {"deepseek-r1"}
+# Templates that read content in parts; for the others the parts are joined.
+READ_PARTS = {"glm-4.6"}
+# Templates by which transformers writes the word None for a message without content; ours writes nothing.
+WRITE_NONE = {"glm-4.6"}
 
 WEATHER = {
     "type": "function",
@@ -103,25 +107,26 @@ CONVERSATIONS = {
 }
 
 
-def transformers_messages(messages, is_text_arguments):
+def transformers_messages(messages, name, null):
     """OpenAI's shapes as transformers documents them: text content, arguments as objects."""
     messages = json.loads(json.dumps(messages))
     for message in messages:
-        if isinstance(message.get("content"), list):
+        if isinstance(message.get("content"), list) and name not in READ_PARTS:
             message["content"] = "\n".join(part["text"] for part in message["content"])
+        if message["content"] is None:
+            message["content"] = null
         for call in message.get("tool_calls", []):
-            if not is_text_arguments:
-                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
     return messages
 
 
-def render(source, conversation, bos, eos, is_text_arguments):
+def render(name, source, conversation, bos, eos, null=None):
     import jinja2
     from transformers.utils.chat_template_utils import render_jinja_template
 
     kwargs = dict(conversation.get("template_kwargs", {}))
     kwargs.setdefault("add_generation_prompt", not kwargs.get("continue_final_message", False))
-    messages = transformers_messages(conversation["messages"], is_text_arguments)
+    messages = transformers_messages(conversation["messages"], name, null)
     special_tokens = {name: text for name, text in (("bos_token", bos), ("eos_token", eos)) if text is not None}
     try:
         rendered, _ = render_jinja_template(
@@ -133,7 +138,8 @@ def render(source, conversation, bos, eos, is_text_arguments):
     except jinja2.exceptions.TemplateError as error:
         return {"error": str(error)}
     except (TypeError, ValueError):
-        return {"error": None}
+        # Templates that fail on a message without content are given an empty one, as vLLM does.
+        return render(name, source, conversation, bos, eos, null="") if null is None else {"error": None}
 
 
 def make_chat_templates(llama_cpp, models):
@@ -149,7 +155,7 @@ def make_chat_templates(llama_cpp, models):
     for name, (source, bos, eos) in sources.items():
         (directory / f"{name}.jinja").write_text(source)
         expected = {
-            title: render(source, conversation, bos, eos, name in TEXT_ARGUMENTS)
+            title: render(name, source, conversation, bos, eos, null="" if name in WRITE_NONE else None)
             for title, conversation in CONVERSATIONS.items()
         }
         templates.append({"name": name, "bos_token": bos, "eos_token": eos, "expected": expected})
@@ -161,16 +167,18 @@ def make_chat_templates(llama_cpp, models):
 # llama.cpp answers for its own vocabulary files and for models; `tokenizers` for tokenizer.json files of families that
 # llama.cpp has no vocabulary of. name: (file, tokenizer.ggml.pre).
 LLAMA_CPP_FAMILIES = [
-    "llama-spm", "phi-3", "llama-bpe", "gpt-2", "qwen2", "qwen35", "starcoder", "refact", "command-r", "falcon", "mpt",
+    "llama-spm", "phi-3", "llama-bpe", "gpt-2", "qwen35", "starcoder", "refact", "command-r", "falcon", "mpt",
     "deepseek-coder", "aquila",
 ]
 TOKENIZER_JSON_FAMILIES = {
     "qwen2_5": "qwen2",
-    "llama3_2": "llama-bpe",
     "mistral_nemo": "tekken",
     "deepseek_v3": "deepseek-v3",
     "gpt4o": "gpt-4o",
 }
+# Where llama.cpp differs from the models' own tokenizer.json: it does not compose accents (NFC), and takes the text
+# `</s>`, which these vocabularies happen to have, for an end token.
+LLAMA_CPP_DEVIATES = {"qwen35": lambda text: "</s>" in text or unicodedata.normalize("NFC", text) != text}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 TEXTS = [
@@ -250,8 +258,8 @@ TEXTS = [
 class FullVocabulary:
     """A whole vocabulary as GGUF has it, and what its reference makes of a text."""
 
-    def __init__(self, kind, pre, tokens, types, scores, merges, ids, flags, encode):
-        self.kind, self.pre, self.tokens, self.types, self.scores = kind, pre, tokens, types, scores
+    def __init__(self, name, kind, pre, tokens, types, scores, merges, ids, flags, encode):
+        self.name, self.kind, self.pre, self.tokens, self.types, self.scores = name, kind, pre, tokens, types, scores
         self.merges, self.ids, self.flags, self.encode = merges, ids, flags, encode
 
 
@@ -269,7 +277,7 @@ def read_gguf(path):
     flags = {key: get(key) for key in ("add_bos_token", "add_eos_token", "add_space_prefix") if get(key) is not None}
     vocabulary = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     return FullVocabulary(
-        get("model"), get("pre"), get("tokens"), get("token_type"), get("scores"), get("merges"), ids, flags,
+        fields["general.name"].contents() if "general.name" in fields else "", get("model"), get("pre"), get("tokens"), get("token_type"), get("scores"), get("merges"), ids, flags,
         lambda text: vocabulary.tokenize(text.encode(), add_bos=False, special=True),
     )
 
@@ -289,17 +297,17 @@ def read_tokenizer_json(path, pre):
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in config["model"]["merges"]]
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     return FullVocabulary(
-        "gpt2", pre, tokens, types, None, merges, {}, {"add_bos_token": False},
+        "", "gpt2", pre, tokens, types, None, merges, {}, {"add_bos_token": False},
         lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
     )
 
 
-def byte_level(text):
+def byte_level(data):
     """GPT-2's characters for bytes."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in visible]
     characters = {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return "".join(characters[byte] for byte in text.encode())
+    return "".join(characters[byte] for byte in data)
 
 
 def reduce(full, texts):
@@ -307,18 +315,14 @@ def reduce(full, texts):
 
     Every pair that a merge is tried on is a part of the text, so all other tokens and merges change nothing.
     """
-    import re
-    import unicodedata
-
     specials = [text for text, kind in zip(full.tokens, full.types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
     specials = [text for text in specials if any(text in whole for whole in texts)]
     between = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
     parts = {part for text in texts for part in between.split(text)}
     parts |= {unicodedata.normalize("NFC", part) for part in parts}
     if full.kind == "gpt2":
-        corpus = "\n".join(byte_level(part) for part in parts)
-        needed = set(byte_level("".join(map(chr, range(0x80)))) + corpus)
-        needed |= {byte_level_character(byte) for byte in range(256)}
+        corpus = "\n".join(byte_level(part.encode()) for part in parts)
+        needed = set(byte_level(bytes(range(256))))
     else:
         corpus = "\n".join("\u2581" + part.replace(" ", "\u2581") for part in parts)
         needed = set()
@@ -329,17 +333,13 @@ def reduce(full, texts):
     return sorted(keep)
 
 
-def byte_level_character(byte):
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return chr(byte) if byte in visible else chr(256 + [b for b in range(256) if b not in visible].index(byte))
-
-
 def write_reduced(path, full, kept):
     import gguf
 
     new_ids = {old: new for new, old in enumerate(kept)}
     texts = {full.tokens[old] for old in kept}
     writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(full.name)
     writer.add_tokenizer_model(full.kind)
     if full.pre is not None:
         writer.add_tokenizer_pre(full.pre)
@@ -375,9 +375,10 @@ def make_tokenizers(llama_cpp, models, tokenizer_jsons):
     token_ids = {}
     for name, read in sources.items():
         full = read()
-        token_ids[name] = [full.encode(text) for text in texts]
+        deviates = LLAMA_CPP_DEVIATES.get(name, lambda text: False)
+        token_ids[name] = [None if deviates(text) else full.encode(text) for text in texts]
         kept = reduce(full, texts)
-        assert set().union(*token_ids[name]) <= set(kept), name
+        assert set().union(*filter(None, token_ids[name])) <= set(kept), name
         write_reduced(directory / f"{name}.gguf", full, kept)
     write_rows(directory / "cases.json", texts, token_ids)
 
@@ -398,9 +399,12 @@ def main():
     parser.add_argument("--llama-cpp", type=pathlib.Path, required=True, help="llama.cpp's source directory")
     parser.add_argument("--models", type=pathlib.Path, required=True, help="the directory with SmolLM2's GGUF file")
     parser.add_argument("--tokenizers", type=pathlib.Path, required=True, help="node_modules/@lenml")
+    parser.add_argument("--only", choices=["chat_template", "tokenizer"], help="make one folder")
     arguments = parser.parse_args()
-    make_chat_templates(arguments.llama_cpp, arguments.models)
-    make_tokenizers(arguments.llama_cpp, arguments.models, arguments.tokenizers)
+    if arguments.only != "tokenizer":
+        make_chat_templates(arguments.llama_cpp, arguments.models)
+    if arguments.only != "chat_template":
+        make_tokenizers(arguments.llama_cpp, arguments.models, arguments.tokenizers)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ rpc() {
 show() {
   say "Chat: POST /v1/chat/completions"
   curl -fsS --noproxy '*' "http://127.0.0.1:$port/v1/chat/completions" -H "Content-Type: application/json" \
-    -d '{"model": "default", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 32, "temperature": 0}' |
+    -d '{"model": "default", "messages": [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}], "max_tokens": 32, "temperature": 0}' |
     json "d['choices'][0]['message']['content']"
 
   say "MCP: tools/list"

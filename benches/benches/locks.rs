@@ -46,7 +46,7 @@ impl Hold {
     fn work(self, value: Value) -> Value {
         let num_rounds = match self {
             Self::Short => 1,
-            Self::Long => 800,
+            Self::Long => 1000,
         };
         (0..num_rounds).fold(black_box(value), |value, round| (value ^ round).wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }

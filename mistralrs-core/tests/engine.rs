@@ -14,7 +14,7 @@ use mistralrs_core::{
     EngineConfig, EngineMetrics, FinishReason, GenerateRequest, Model, Prompt, RequestError, SamplingParams,
     StopConditions, TextEvent, TextStream,
 };
-use mistralrs_paged_attn::KvCache;
+use mistralrs_paged_attn::{KvCache, KvLayout};
 use mistralrs_telemetry::registry::Registry;
 use tokenizers::Tokenizer;
 
@@ -133,8 +133,9 @@ fn start(num_blocks: usize, config: EngineConfig) -> Bench {
         description: ModelDescription::default(),
     };
     let registry = Registry::new();
-    let block_bytes = 2 * BLOCK_SIZE * 4;
-    let config = EngineConfig { kv_memory_bytes: Some(num_blocks * block_bytes), ..config };
+    let layout =
+        KvLayout { num_layers: 1, num_kv_heads: 1, head_size: 1, block_size: BLOCK_SIZE, dtype: config.kv_dtype };
+    let config = EngineConfig { kv_memory_bytes: Some(num_blocks * layout.block_bytes()), ..config };
     let model = Model::start("hash".into(), loaded, &config, &EngineMetrics::register(&registry)).unwrap();
     Bench { model, faults, registry }
 }

@@ -6,8 +6,12 @@ use std::time::Duration;
 
 use mistralrs_telemetry::Mutex;
 use mistralrs_telemetry::buckets::LATENCY_BUCKETS;
-use mistralrs_telemetry::registry::{counter, gauge, histogram, register};
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry};
+#[cfg(feature = "tool-forwarding")]
+use mistralrs_telemetry::registry::gauge;
+use mistralrs_telemetry::registry::{counter, histogram, register};
+#[cfg(feature = "tool-forwarding")]
+use prometheus::IntGaugeVec;
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, Registry};
 use rmcp::model::CallToolResult;
 
 #[cfg(feature = "tool-forwarding")]
@@ -27,8 +31,11 @@ pub struct GatewayMetrics {
     forwarded_calls: IntCounterVec,
     forwarded_duration: HistogramVec,
     errors: IntCounterVec,
+    #[cfg(feature = "tool-forwarding")]
     active_connections: IntGaugeVec,
+    #[cfg(feature = "tool-forwarding")]
     upstream_up: IntGaugeVec,
+    #[cfg(feature = "tool-forwarding")]
     upstream_restarts: IntCounterVec,
     /// Tool names that have a label of their own; catalogs of several upstreams ask at once.
     labels: Arc<Mutex<HashSet<String>>>,
@@ -107,14 +114,17 @@ impl GatewayMetrics {
                     &["tool", "error"],
                 ),
             ),
+            #[cfg(feature = "tool-forwarding")]
             active_connections: register(
                 registry,
                 gauge("mistralrs_tool_active_connections", "Open connections to upstream servers", &[]),
             ),
+            #[cfg(feature = "tool-forwarding")]
             upstream_up: register(
                 registry,
                 gauge("mistralrs_upstream_up", "Whether the upstream is connected", &["upstream"]),
             ),
+            #[cfg(feature = "tool-forwarding")]
             upstream_restarts: register(
                 registry,
                 counter(

@@ -23,7 +23,8 @@ async fn one_dead_upstream_leaves_the_others_working() {
     setup.upstream(support::url("nobody", "http://127.0.0.1:1/mcp"));
     setup.upstream(child("works", &[]));
     let gateway = setup.start().await;
-    assert!(gateway.names().iter().all(|name| name.starts_with("works::")), "{:?}", gateway.names());
+    let names = gateway.names();
+    assert!(names.len() > 2 && names[2..].iter().all(|name| name.starts_with("works::")), "{names:?}");
     assert_eq!(gateway.call_text("works::echo", json!({"a": 1})).await, r#"{"a": 1}"#);
     let metrics = gateway.metrics();
     for (upstream, is_up) in [("fails", 0), ("missing", 0), ("nobody", 0), ("works", 1)] {
@@ -187,14 +188,18 @@ async fn a_flood_on_stderr_blocks_nothing() {
 #[tokio::test]
 async fn a_child_that_reads_nothing_is_given_up() {
     let mut deaf = child("u", &["--deaf"]);
-    deaf.tool_timeout = Duration::from_millis(300);
-    deaf.max_concurrent_calls = 1024;
+    deaf.tool_timeout = Duration::from_millis(50);
     let gateway = Setup::new().with(deaf).start().await;
     let filler = "x".repeat(4096);
-    let calls = (0..600).map(|_| gateway.call("u::echo", json!({ "filler": filler })));
-    futures::future::join_all(calls).await;
-    gateway.call("u::echo", json!({})).await.unwrap_err();
-    eventually("it is started again", || gateway.metrics().contains("restarts_total{upstream=\"u\"} 1")).await;
+    let restarted = || gateway.metrics().contains("restarts_total{upstream=\"u\"} 1");
+    for _ in 0..100 {
+        let calls = (0..64).map(|_| gateway.call("u::echo", json!({ "filler": filler })));
+        futures::future::join_all(calls).await;
+        if restarted() {
+            break;
+        }
+    }
+    eventually("it is started again", restarted).await;
     gateway.shutdown().await;
 }
 
@@ -250,7 +255,9 @@ async fn a_downstream_speaks_the_protocol_over_the_gateway() {
 async fn progress_arrives_in_order_with_the_callers_token_and_before_the_answer() {
     let gateway = Setup::new().with(child("u", &[])).start().await;
     let mut downstream = Downstream::connect(&gateway).await;
-    for (name, arguments, steps) in [("u::progress", json!({"steps": 100}), 100), ("generate", json!({"prompt": "hi"}), 2)] {
+    for (name, arguments, steps) in
+        [("u::progress", json!({"steps": 100}), 100), ("generate", json!({"prompt": "hi"}), 2)]
+    {
         let params = json!({"name": name, "arguments": arguments, "_meta": {"progressToken": "mine"}});
         let (reports, answer) = downstream.request_with_reports("tools/call", params).await;
         assert!(answer["result"]["content"].is_array(), "{answer}");
@@ -258,7 +265,10 @@ async fn progress_arrives_in_order_with_the_callers_token_and_before_the_answer(
         assert_eq!(numbers, (1..=steps).map(f64::from).collect::<Vec<_>>(), "{name}");
         assert!(reports.iter().all(|report| report["params"]["progressToken"] == "mine"));
         if name == "u::progress" {
-            assert_eq!(reports[6]["params"], json!({"progressToken": "mine", "progress": 7.0, "total": 100.0, "message": "step 7"}));
+            assert_eq!(
+                reports[6]["params"],
+                json!({"progressToken": "mine", "progress": 7.0, "total": 100.0, "message": "step 7"})
+            );
         }
     }
     gateway.shutdown().await;
@@ -285,7 +295,10 @@ async fn the_newest_revision_needs_no_handshake() {
         "io.modelcontextprotocol/clientCapabilities": {},
     });
     let discovered = downstream.request("server/discover", json!({"_meta": meta})).await;
-    assert!(discovered["result"]["supportedVersions"].as_array().unwrap().contains(&json!("2026-07-28")), "{discovered}");
+    assert!(
+        discovered["result"]["supportedVersions"].as_array().unwrap().contains(&json!("2026-07-28")),
+        "{discovered}"
+    );
     let list = downstream.request("tools/list", json!({"_meta": meta})).await;
     assert_eq!(list["result"]["tools"][0]["name"], "generate", "{list}");
     assert_eq!(list["result"]["resultType"], "complete", "{list}");

@@ -1,6 +1,6 @@
 //! The KV tensors: keys and values of all layers, in blocks.
 //!
-//! [`KvCache`] checks what comes in; a [`KvStorage`] does the work where the memory is: host memory now, a GPU's as a
+//! [`KvCache`] checks what comes in; a `KvStorage` does the work where the memory is: host memory now, a GPU's as a
 //! second implementation of that trait. Nothing above this file knows which.
 
 use candle_core::{CpuStorage as CandleCpuStorage, Device, Storage, Tensor};

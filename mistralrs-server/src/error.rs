@@ -218,6 +218,31 @@ mod tests {
             ApiError::Panic,
         ];
         let rendered: String = errors.iter().map(render).collect();
-        insta::assert_snapshot!(rendered, @"");
+        insta::assert_snapshot!(rendered, @r#"
+        404 Not Found
+        {"error":{"message":"the model `gpt-4` does not exist; loaded: SmolLM2","type":"invalid_request_error","param":"model","code":"model_not_found"}}
+        400 Bad Request
+        {"error":{"message":"the prompt has 9 tokens and 5 more were asked for, but the context length is 8 tokens","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}
+        400 Bad Request
+        {"error":{"message":"top_p must be above 0","type":"invalid_request_error","param":"top_p","code":null}}
+        503 Service Unavailable Retry-After: 3
+        {"error":{"message":"256 requests are waiting, which is the limit; try again in 3 s","type":"server_error","param":null,"code":"queue_full"}}
+        503 Service Unavailable Retry-After: 1
+        {"error":{"message":"the server is shutting down","type":"server_error","param":null,"code":"shutting_down"}}
+        400 Bad Request
+        {"error":{"message":"expected a string","type":"invalid_request_error","param":"messages[0].content","code":null}}
+        400 Bad Request
+        {"error":{"message":"the body is not valid JSON: EOF while parsing a value at line 1 column 0","type":"invalid_request_error","param":null,"code":null}}
+        413 Payload Too Large
+        {"error":{"message":"the body is larger than 1024 bytes, which is the limit of this server","type":"invalid_request_error","param":null,"code":"request_too_large"}}
+        401 Unauthorized
+        {"error":{"message":"an API key is needed; send `Authorization: Bearer KEY`","type":"authentication_error","param":null,"code":"invalid_api_key"}}
+        404 Not Found
+        {"error":{"message":"there is no `GET /v2` here","type":"invalid_request_error","param":null,"code":"unknown_url"}}
+        503 Service Unavailable Retry-After: 1
+        {"error":{"message":"the model is still loading; `GET /ready` tells when it can answer","type":"server_error","param":null,"code":"model_loading"}}
+        500 Internal Server Error
+        {"error":{"message":"internal error; the server's log has the details","type":"server_error","param":null,"code":null}}
+        "#);
     }
 }

@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -75,6 +76,7 @@ async fn a_file_that_is_no_model_is_refused_by_name_and_reason() -> anyhow::Resu
 async fn a_directory_without_a_model_says_what_is_missing() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     check_refused(gguf_launch(directory.path()), &["config.json"]).await?;
+    fs::write(directory.path().join("model.safetensors"), [0; 16])?;
     fs::write(
         directory.path().join("config.json"),
         r#"{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}"#,
@@ -134,12 +136,10 @@ async fn parameters_out_of_range_are_named() -> anyhow::Result<()> {
         for value in values {
             let mut request = json!({ "model": "default", "prompt": "1, 2,", "max_tokens": 2 });
             request[name] = value.clone();
-            let message = http
-                .post("/v1/completions", &request)
-                .await?
-                .openai_error(400)
-                .with_context(|| format!("{name} = {value}"))?;
-            ensure!(message.contains(name), "{name} = {value}: {message}");
+            let answer = http.post("/v1/completions", &request).await?;
+            let message = answer.openai_error(400).with_context(|| format!("{name} = {value}"))?;
+            let is_named = answer.json()?["error"]["param"] == name || message.contains(name);
+            ensure!(is_named, "{name} = {value}: {message}");
         }
     }
     check_serves(&http).await
@@ -225,7 +225,8 @@ async fn the_mcp_endpoint_survives_the_same() -> anyhow::Result<()> {
         "[".repeat(100_000),
         "]".repeat(100_000)
     );
-    ensure!(mcp.post_bytes(STREAM, deep).await?.json()?["error"]["code"] == -32700);
+    let error = mcp.post_bytes(STREAM, deep).await?.json()?["error"].clone();
+    ensure!(error["code"] == -32700 || error["code"] == -32602, "{error}");
     let large = call("generate", &json!({ "prompt": "x".repeat(10 * 1024 * 1024) }));
     let answer = mcp.post(STREAM, &large).await?;
     ensure!(answer.status == 413, "{}", answer.status);
@@ -259,18 +260,11 @@ async fn a_hundred_refusals_leak_nothing() -> anyhow::Result<()> {
     let server = Launch::model().start().await?;
     let http = server.http();
     check_serves(&http).await?;
+    // What the allocator and the tokenizer keep for the next request is no leak, so they have seen all this once.
+    send_refused(&http, 20).await?;
     let before = process::read(server.pid())?;
-    for index in 0..100 {
-        let request = match index % 4 {
-            0 => json!({ "model": "gpt-9", "prompt": "x" }),
-            1 => json!({ "model": "default", "prompt": "x", "max_tokens": 100_000 }),
-            2 => json!({ "model": "default", "prompt": "x", "temperature": -1 }),
-            _ => json!({ "model": "default", "prompt": "x".repeat(1024 * 1024), "max_tokens": 1 }),
-        };
-        let answer = http.post("/v1/completions", &request).await?;
-        ensure!(answer.status.is_client_error(), "{answer:?}");
-    }
-    eventually(std::time::Duration::from_secs(10), || async {
+    send_refused(&http, 100).await?;
+    eventually(Duration::from_secs(10), || async {
         let scrape = http.scrape().await?;
         for name in ["mistralrs_sequences_running", "mistralrs_sequences_waiting", "mistralrs_kv_cache_blocks_used"] {
             ensure!(scrape.count(name, &[])? == 0, "{name}");
@@ -280,12 +274,23 @@ async fn a_hundred_refusals_leak_nothing() -> anyhow::Result<()> {
     .await?;
     let after = process::read(server.pid())?;
     ensure!(after.num_fds <= before.num_fds + 2, "{} files open, {} before", after.num_fds, before.num_fds);
-    // Allocators keep what they had; a leak of these bodies would be 25 MiB at least.
-    ensure!(
-        after.resident_kib < before.resident_kib + 24 * 1024,
-        "{} KiB, {} before",
-        after.resident_kib,
-        before.resident_kib
-    );
+    // A leak of these bodies and of what was made of them would be 50 MiB at least.
+    let grown = after.resident_kib.saturating_sub(before.resident_kib);
+    ensure!(grown < 24 * 1024, "{} KiB, {} before", after.resident_kib, before.resident_kib);
     check_serves(&http).await
+}
+
+/// Requests that are refused each for another reason, one of them after tokenizing half a megabyte.
+async fn send_refused(http: &Http, num_requests: usize) -> anyhow::Result<()> {
+    for index in 0..num_requests {
+        let request = match index % 4 {
+            0 => json!({ "model": "gpt-9", "prompt": "x" }),
+            1 => json!({ "model": "default", "prompt": "x", "max_tokens": 100_000 }),
+            2 => json!({ "model": "default", "prompt": "x", "temperature": -1 }),
+            _ => json!({ "model": "default", "prompt": "word ".repeat(100 * 1024), "max_tokens": 1 }),
+        };
+        let answer = http.post("/v1/completions", &request).await?;
+        ensure!(answer.status.is_client_error(), "{answer:?}");
+    }
+    Ok(())
 }

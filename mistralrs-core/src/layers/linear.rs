@@ -1,47 +1,54 @@
-//! Weights as they are multiplied: dense or quantized, one or several projections of the same input at once.
+//! Weights as they are multiplied, one or several projections of the same input at once.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Device, Error, Layout, Result, Shape, Tensor};
 
-use super::dense::DenseMatrix;
+use super::packed::{PackedMatrix, WeightFormat};
 use super::rows;
 
 /// A weight `[N, K]`: of a projection, or the token table, or both when the head is tied.
 #[derive(Debug)]
 pub enum WeightMatrix {
-    /// F32, F16 or BF16, multiplied by our own row-invariant kernels.
-    Dense(DenseMatrix),
-    /// Quantized blocks, multiplied by candle.
-    Quantized(QTensor),
+    /// Floats and blocks of 32, multiplied by our own kernels.
+    Packed(PackedMatrix),
+    /// k-quants, multiplied by candle. It quantizes activations to 8 bits, as llama.cpp does, and on first use
+    /// repacks a copy for itself (Q4_K, Q6_K).
+    KQuant(QTensor),
 }
 
 impl WeightMatrix {
-    /// Quantized `parts`: slices of whole rows of K elements in blocks of `dtype`, N rows in all.
-    pub fn quantized(dtype: GgmlDType, shape: (usize, usize), parts: &[&[u8]]) -> Result<Self> {
+    /// `parts`: slices of whole rows of K elements as a file stores `dtype`, N rows in all.
+    ///
+    /// # Errors
+    /// They are not `shape.0` rows of `shape.1` elements.
+    pub fn from_parts(dtype: GgmlDType, shape: (usize, usize), parts: &[&[u8]]) -> Result<Self> {
+        if let Some(format) = WeightFormat::from_ggml(dtype) {
+            return Ok(Self::Packed(PackedMatrix::pack(format, shape.1, parts).map_err(Error::wrap)?));
+        }
         let data = match parts {
             [only] => Cow::Borrowed(*only),
             parts => Cow::Owned(parts.concat()),
         };
         let storage = QStorage::from_data(data, &Device::Cpu, dtype)?;
-        Ok(Self::Quantized(QTensor::new(storage, shape)?))
+        Ok(Self::KQuant(QTensor::new(storage, shape)?))
     }
 
     /// `(N, K)`.
     pub fn shape(&self) -> Result<(usize, usize)> {
         match self {
-            Self::Dense(matrix) => Ok((matrix.num_outputs(), matrix.num_inputs())),
-            Self::Quantized(matrix) => matrix.shape().dims2(),
+            Self::Packed(matrix) => Ok((matrix.num_outputs(), matrix.num_inputs())),
+            Self::KQuant(matrix) => matrix.shape().dims2(),
         }
     }
 
     /// Bytes held, without what candle repacks on first use.
     pub fn num_bytes(&self) -> usize {
         match self {
-            Self::Dense(matrix) => matrix.num_bytes(),
-            Self::Quantized(matrix) => matrix.storage_size_in_bytes(),
+            Self::Packed(matrix) => matrix.num_bytes(),
+            Self::KQuant(matrix) => matrix.storage_size_in_bytes(),
         }
     }
 
@@ -49,12 +56,12 @@ impl WeightMatrix {
     pub fn matmul(&self, input: &Tensor) -> Result<Tensor> {
         rows::expect_f32(input.dtype())?;
         match self {
-            Self::Dense(matrix) => input.apply_op1_no_bwd(&DenseMatmul(matrix)),
+            Self::Packed(matrix) => input.apply_op1_no_bwd(&PackedMatmul(matrix)),
             // candle multiplies one row of Q6_K by other kernels than several rows, and they round differently.
-            Self::Quantized(matrix) if matrix.dtype() == GgmlDType::Q6K && input.dim(0)? == 1 => {
+            Self::KQuant(matrix) if matrix.dtype() == GgmlDType::Q6K && input.dim(0)? == 1 => {
                 Tensor::cat(&[input, input], 0)?.apply_op1_no_bwd(matrix)?.narrow(0, 0, 1)
             }
-            Self::Quantized(matrix) => input.apply_op1_no_bwd(matrix),
+            Self::KQuant(matrix) => input.apply_op1_no_bwd(matrix),
         }
     }
 
@@ -68,14 +75,14 @@ impl WeightMatrix {
             candle_core::bail!("row {index} of a table of {num_rows}")
         }
         match self {
-            Self::Dense(matrix) => {
+            Self::Packed(matrix) => {
                 let mut values = vec![0f32; indices.len() * row_size];
                 for (index, row) in indices.iter().zip(values.chunks_exact_mut(row_size.max(1))) {
                     matrix.copy_row(*index as usize, row);
                 }
                 Tensor::from_vec(values, (indices.len(), row_size), &Device::Cpu)
             }
-            Self::Quantized(matrix) => matrix.embedding(&Tensor::new(indices, &Device::Cpu)?),
+            Self::KQuant(matrix) => matrix.embedding(&Tensor::new(indices, &Device::Cpu)?),
         }
     }
 }
@@ -129,11 +136,11 @@ impl FusedLinear {
     }
 }
 
-struct DenseMatmul<'a>(&'a DenseMatrix);
+struct PackedMatmul<'a>(&'a PackedMatrix);
 
-impl CustomOp1 for DenseMatmul<'_> {
+impl CustomOp1 for PackedMatmul<'_> {
     fn name(&self) -> &'static str {
-        "dense-matmul"
+        "packed-matmul"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -154,22 +161,8 @@ mod tests {
 
     use super::*;
 
-    /// Every type the loaders accept, and rows of 64 or 256 so that candle's packed and plain kernels are both reached.
-    const QUANTIZED: [(GgmlDType, usize); 13] = [
-        (GgmlDType::Q4_0, 64),
-        (GgmlDType::Q4_1, 64),
-        (GgmlDType::Q5_0, 64),
-        (GgmlDType::Q5_1, 64),
-        (GgmlDType::Q8_0, 64),
-        (GgmlDType::Q4_0, 256),
-        (GgmlDType::Q4_1, 256),
-        (GgmlDType::Q8_0, 256),
-        (GgmlDType::Q2K, 512),
-        (GgmlDType::Q3K, 512),
-        (GgmlDType::Q4K, 512),
-        (GgmlDType::Q5K, 512),
-        (GgmlDType::Q6K, 512),
-    ];
+    /// What candle multiplies.
+    const K_QUANTS: [GgmlDType; 5] = [GgmlDType::Q2K, GgmlDType::Q3K, GgmlDType::Q4K, GgmlDType::Q5K, GgmlDType::Q6K];
 
     fn random(seed: u64, shape: (usize, usize)) -> Tensor {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -181,22 +174,25 @@ mod tests {
         tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
     }
 
+    fn quantized(dtype: GgmlDType, seed: u64, shape: (usize, usize)) -> WeightMatrix {
+        let stored = QTensor::quantize(&random(seed, shape), dtype).unwrap();
+        WeightMatrix::from_parts(dtype, shape, &[&stored.data().unwrap()]).unwrap()
+    }
+
     #[test]
-    fn a_quantized_row_has_the_same_bits_alone_and_among_others() {
-        for (dtype, num_inputs) in QUANTIZED {
-            // 99 outputs: not a multiple of any tile, so candle's plain kernels; 96: its packed ones.
+    fn a_k_quant_row_has_the_same_bits_alone_and_among_others() {
+        const NUM_INPUTS: usize = 512;
+        for dtype in K_QUANTS {
+            // 96 outputs: candle's packed kernels; 99, a multiple of no tile: its plain ones.
             for num_outputs in [96, 99] {
-                let weight = QTensor::quantize(&random(1, (num_outputs, num_inputs)), dtype).unwrap();
-                let weight = WeightMatrix::Quantized(weight);
-                let input = random(2, (300, num_inputs));
+                let weight = quantized(dtype, 1, (num_outputs, NUM_INPUTS));
+                let input = random(2, (300, NUM_INPUTS));
                 let expected = weight.matmul(&input).unwrap();
                 for num_rows in [1, 2, 3, 7, 8, 32, 33] {
                     let some = |tensor: &Tensor| tensor.narrow(0, 300 - num_rows, num_rows).unwrap();
                     let product = weight.matmul(&some(&input).contiguous().unwrap()).unwrap();
-                    assert!(
-                        bits(&product) == bits(&some(&expected)),
-                        "{dtype:?} [{num_outputs}, {num_inputs}] differs at {num_rows} rows"
-                    );
+                    let is_same = bits(&product) == bits(&some(&expected));
+                    assert!(is_same, "{dtype:?} [{num_outputs}, {NUM_INPUTS}] differs at {num_rows} rows");
                 }
             }
         }
@@ -204,12 +200,9 @@ mod tests {
 
     #[test]
     fn fused_projections_equal_the_parts() {
-        let part = |dtype, seed, size| {
-            let weight = QTensor::quantize(&random(seed, (size, 64)), dtype).unwrap();
-            Linear::new(Arc::new(WeightMatrix::Quantized(weight)), None)
-        };
-        let parts = vec![part(GgmlDType::Q8_0, 1, 32), part(GgmlDType::Q4_1, 2, 16)];
-        let input = random(3, (5, 64));
+        let part = |dtype, seed, size| Linear::new(Arc::new(quantized(dtype, seed, (size, 256))), None);
+        let parts = vec![part(GgmlDType::Q4K, 1, 32), part(GgmlDType::Q4_1, 2, 16)];
+        let input = random(3, (5, 256));
         let apart: Vec<Tensor> = parts.iter().map(|part| part.forward(&input).unwrap()).collect();
         let together = FusedLinear::new(parts).forward(&input).unwrap();
         assert_eq!(bits(&together), bits(&Tensor::cat(&apart, 1).unwrap()));
@@ -217,9 +210,11 @@ mod tests {
 
     #[test]
     fn a_row_outside_the_table_is_an_error() {
-        let table = WeightMatrix::Quantized(QTensor::quantize(&random(1, (4, 32)), GgmlDType::Q8_0).unwrap());
-        assert!(table.rows(&[3]).is_ok());
-        let error = table.rows(&[0, 4]).unwrap_err().to_string();
-        assert!(error.starts_with("row 4 of a table of 4"), "{error}");
+        for dtype in [GgmlDType::Q8_0, GgmlDType::Q6K] {
+            let table = quantized(dtype, 1, (4, 256));
+            assert!(table.rows(&[3]).is_ok());
+            let error = table.rows(&[0, 4]).unwrap_err().to_string();
+            assert!(error.starts_with("row 4 of a table of 4"), "{error}");
+        }
     }
 }

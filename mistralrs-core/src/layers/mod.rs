@@ -4,16 +4,16 @@
 //! whatever other tokens are in the batch. That is what lets N requests together answer as each would alone.
 
 pub mod attention;
-pub mod dense;
 pub mod linear;
 pub mod mlp;
 pub mod norm;
+pub mod packed;
 pub mod rotary;
 mod rows;
 
 pub use attention::{Attention, HeadCounts};
-pub use dense::{DenseDType, DenseMatrix};
 pub use linear::{FusedLinear, Linear, WeightMatrix};
 pub use mlp::SwiGluMlp;
 pub use norm::RmsNorm;
+pub use packed::{PackedMatrix, WeightFormat};
 pub use rotary::{Llama3Scaling, RotaryAngles, RotaryConfig, RotaryEmbedding, RotaryPairing, RotaryScaling};

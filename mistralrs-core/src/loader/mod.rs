@@ -113,8 +113,8 @@ fn compile_template(
 ) -> Result<Option<ChatTemplate>, LoadError> {
     let (path, text) = match &source.chat_template {
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| LoadError::Io { path: path.clone(), source: error })?;
+            let text =
+                std::fs::read_to_string(path).map_err(|error| LoadError::Io { path: path.clone(), source: error })?;
             (path.as_path(), Some(text))
         }
         None => (own_path, own),

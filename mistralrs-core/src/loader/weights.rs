@@ -7,7 +7,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Tensor};
 
 use crate::error::LoadError;
-use crate::layers::{DenseDType, DenseMatrix, FusedLinear, Linear, WeightMatrix};
+use crate::layers::{FusedLinear, Linear, WeightFormat, WeightMatrix};
 use crate::loader::progress::LoadProgress;
 use crate::models::config::Presence;
 
@@ -200,10 +200,7 @@ impl<'a> Weights<'a> {
             slices.push(stored.data);
         }
         let num_outputs = parts.iter().map(|part| part.num_outputs).sum();
-        let matrix = match DenseDType::from_ggml(dtype) {
-            Some(dense) => WeightMatrix::Dense(DenseMatrix::pack(dense, num_inputs, &slices)),
-            None => WeightMatrix::quantized(dtype, (num_outputs, num_inputs), &slices)?,
-        };
+        let matrix = WeightMatrix::from_parts(dtype, (num_outputs, num_inputs), &slices)?;
         self.totals.num_bytes += matrix.num_bytes() as u64;
         for (part, (name, data)) in parts.iter().zip(names.iter().zip(&slices)) {
             self.took(name, part.num_outputs * num_inputs, data.len());
@@ -235,10 +232,9 @@ impl<'a> Weights<'a> {
     fn values(&mut self, name: &str, size: usize) -> Result<Vec<f32>, LoadError> {
         let stored = self.existing(name)?;
         self.expect_shape(name, stored.shape, &[size])?;
-        let Some(dtype) = DenseDType::from_ggml(stored.dtype) else {
+        let Some(values) = WeightFormat::from_ggml(stored.dtype).and_then(|format| format.widen(stored.data)) else {
             return Err(self.incomplete(format!("tensor `{name}` is {:?}, not a float type", stored.dtype)));
         };
-        let values = dtype.widen(stored.data);
         self.totals.num_bytes += size_of_val(values.as_slice()) as u64;
         self.took(name, size, stored.data.len());
         Ok(values)
@@ -252,7 +248,9 @@ impl<'a> Weights<'a> {
         if found == expected {
             return Ok(());
         }
-        Err(self.incomplete(format!("tensor `{name}` has shape {found:?}, the model's configuration asks for {expected:?}")))
+        Err(self.incomplete(format!(
+            "tensor `{name}` has shape {found:?}, the model's configuration asks for {expected:?}"
+        )))
     }
 
     fn incomplete(&self, reason: String) -> LoadError {

@@ -82,6 +82,11 @@ impl DecoderConfig {
                 return Err(format!("the {name} is {size}, which no model has"));
             }
         }
+        for (name, size) in [sizes[0], sizes[1], sizes[5]] {
+            if !size.is_multiple_of(2) {
+                return Err(format!("the {name} is {size}, which is odd"));
+            }
+        }
         if !num_heads.is_multiple_of(num_kv_heads) {
             return Err(format!("{num_heads} heads cannot share {num_kv_heads} KV heads evenly"));
         }
@@ -134,7 +139,11 @@ mod tests {
     fn numbers_that_cannot_be_are_named() {
         check(|_| {}, "");
         check(|config| config.num_layers = 0, "the number of layers is 0, which no model has");
-        check(|config| config.vocab_size = usize::MAX, "the vocabulary size is 18446744073709551615, which no model has");
+        check(
+            |config| config.vocab_size = usize::MAX,
+            "the vocabulary size is 18446744073709551615, which no model has",
+        );
+        check(|config| config.intermediate_size = 127, "the feed-forward size is 127, which is odd");
         check(|config| config.heads.num_kv_heads = 3, "4 heads cannot share 3 KV heads evenly");
         check(|config| config.rotary.size = 18, "18 rotary values do not fit a head of 16");
         check(|config| config.rotary.theta = f32::NAN, "the rotary base is NaN");

@@ -14,7 +14,7 @@ pub(super) struct TokenCounts {
 impl TokenCounts {
     pub(super) fn new(params: &SamplingParams, prompt_token_ids: &[u32]) -> Self {
         let mut counts = Self { output: HashMap::new(), is_counting: penalizes_output(params) };
-        if params.repetition_penalty != 1.0 {
+        if penalizes_repetition(params) {
             counts.output.extend(prompt_token_ids.iter().map(|&token_id| (token_id, 0)));
         }
         counts
@@ -38,7 +38,12 @@ impl TokenCounts {
 }
 
 fn penalizes_output(params: &SamplingParams) -> bool {
-    params.repetition_penalty != 1.0 || params.frequency_penalty != 0.0 || params.presence_penalty != 0.0
+    penalizes_repetition(params) || params.frequency_penalty != 0.0 || params.presence_penalty != 0.0
+}
+
+#[expect(clippy::float_cmp, reason = "1 is a setting here, not the result of a computation")]
+fn penalizes_repetition(params: &SamplingParams) -> bool {
+    params.repetition_penalty != 1.0
 }
 
 fn change(logits: &mut [f32], token_id: u32, originals: &mut Vec<(u32, f32)>, new: impl FnOnce(f32) -> f32) {

@@ -42,7 +42,8 @@ pub(super) fn softmax(logits: &[f64]) -> Vec<f64> {
 /// Tokens from the likeliest on, of equals the lowest id first.
 pub(super) fn ranked(values: &[f64]) -> Vec<usize> {
     let mut ranked: Vec<usize> = (0..values.len()).collect();
-    ranked.sort_by(|&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
+    // Adding 0 makes −0 equal to 0.
+    ranked.sort_by(|&a, &b| (values[b] + 0.0).total_cmp(&(values[a] + 0.0)).then(a.cmp(&b)));
     ranked
 }
 

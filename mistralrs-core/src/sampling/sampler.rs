@@ -4,7 +4,7 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
 use super::penalties::TokenCounts;
-use super::softmax::{Softmax, Weights};
+use super::softmax::{LANES, Softmax, Weights};
 use super::truncation::{self, Candidate, Cutoff};
 use crate::request::SamplingParams;
 
@@ -93,11 +93,15 @@ impl Sampler {
     /// # Errors
     /// [`SamplingError`]; nothing is remembered then.
     pub fn sample(&mut self, logits: &mut [f32], scratch: &mut SamplerScratch) -> Result<Sampled, SamplingError> {
-        let raw = self.num_top_logprobs.map(|num_top| RawLogprobs::measure(logits, num_top, scratch));
+        let mut best = find_best(logits)?;
+        let raw = self.num_top_logprobs.map(|num_top| RawLogprobs::measure(logits, best.logit(), num_top, scratch));
         scratch.originals.clear();
         self.counts.adjust(&self.params, logits, &mut scratch.originals);
-        let (argmax, max) = scan(logits)?;
-        let token_id = if self.params.temperature < MIN_TEMPERATURE { argmax } else { self.draw(logits, max, scratch) };
+        if !scratch.originals.is_empty() {
+            best = find_best(logits)?;
+        }
+        let is_greedy = self.params.temperature < MIN_TEMPERATURE;
+        let token_id = if is_greedy { best.token_id() } else { self.draw(logits, best.logit(), scratch) };
         let logprob = raw.as_ref().map(|raw| raw.of(token_id, logits, &scratch.originals));
         self.record(token_id);
         Ok(Sampled { token_id, logprob, top: raw.map(|raw| raw.top).unwrap_or_default() })
@@ -165,17 +169,18 @@ struct RawLogprobs {
 }
 
 impl RawLogprobs {
-    fn measure(logits: &[f32], num_top: usize, scratch: &mut SamplerScratch) -> Self {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    /// `max` is the largest logit.
+    fn measure(logits: &[f32], max: f32, num_top: usize, scratch: &mut SamplerScratch) -> Self {
         scratch.weights.fill(logits, Softmax { max, temperature: 1.0 }, Cutoff::KEEP_ALL);
         let log_normalizer = f64::from(max) + scratch.weights.total().ln();
         let mut raw = Self { log_normalizer, top: Vec::new() };
         if num_top > 0 {
             truncation::top_k(logits, num_top, &mut scratch.candidates);
-            scratch.candidates.sort_unstable_by(Candidate::order);
-            raw.top = (scratch.candidates.iter().take(num_top).filter(|candidate| candidate.logit > f32::NEG_INFINITY))
-                .map(|candidate| (candidate.token_id, raw.normalize(candidate.logit)))
-                .collect();
+            scratch.candidates.sort_unstable();
+            raw.top =
+                (scratch.candidates.iter().take(num_top).filter(|candidate| candidate.logit() > f32::NEG_INFINITY))
+                    .map(|candidate| (candidate.token_id(), raw.normalize(candidate.logit())))
+                    .collect();
         }
         raw
     }
@@ -196,27 +201,32 @@ impl Sampler {
     /// Probabilities of the next draw, by token.
     pub(super) fn probabilities(&self, logits: &mut [f32], scratch: &mut SamplerScratch) -> Vec<f64> {
         self.counts.adjust(&self.params, logits, &mut scratch.originals);
-        let (_, max) = scan(logits).unwrap();
-        self.weigh(logits, max, scratch);
+        self.weigh(logits, find_best(logits).unwrap().logit(), scratch);
         let total = scratch.weights.total();
         scratch.weights.values().iter().map(|&weight| f64::from(weight) / total).collect()
     }
 }
 
-/// The first likeliest token and its logit.
-fn scan(logits: &[f32]) -> Result<(u32, f32), SamplingError> {
-    let mut max = f32::NEG_INFINITY;
-    let mut any_nan = false;
-    for &logit in logits {
-        max = if logit > max { logit } else { max };
-        any_nan |= logit.is_nan();
+/// The likeliest token, of equals the lowest id.
+fn find_best(logits: &[f32]) -> Result<Candidate, SamplingError> {
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    let mut are_nan = [false; LANES];
+    let chunks = logits.chunks_exact(LANES);
+    let tail = chunks.remainder();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            maxima[lane] = if chunk[lane] > maxima[lane] { chunk[lane] } else { maxima[lane] };
+            are_nan[lane] |= chunk[lane].is_nan();
+        }
     }
-    if any_nan || max == f32::INFINITY {
-        let position = logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY);
-        return Err(SamplingError::NotFinite { token_id: position.unwrap_or_default() as u32 });
+    let max = maxima.iter().chain(tail).copied().fold(f32::NEG_INFINITY, f32::max);
+    let position = |is_wanted: &dyn Fn(f32) -> bool| logits.iter().position(|&logit| is_wanted(logit));
+    if max == f32::INFINITY || are_nan.contains(&true) || tail.iter().any(|logit| logit.is_nan()) {
+        let token_id = position(&|logit| logit.is_nan() || logit == f32::INFINITY).unwrap_or_default() as u32;
+        return Err(SamplingError::NotFinite { token_id });
     }
-    match logits.iter().position(|&logit| logit == max) {
-        Some(argmax) if max > f32::NEG_INFINITY => Ok((argmax as u32, max)),
+    match position(&|logit| logit >= max) {
+        Some(token_id) if max > f32::NEG_INFINITY => Ok(Candidate::new(max, token_id as u32)),
         _ => Err(SamplingError::AllMasked),
     }
 }

@@ -7,8 +7,8 @@ use super::truncation::Cutoff;
 
 /// Tokens per partial sum: a draw finds its block first, then its token.
 const BLOCK: usize = 512;
-/// Independent sums inside a block, so that additions need not wait for each other.
-const LANES: usize = 16;
+/// Values computed side by side, so that none waits for another: the widest vectors hold 16.
+pub(super) const LANES: usize = 16;
 
 /// exp((logit − max) / temperature): 1 for the likeliest token.
 #[derive(Clone, Copy)]
@@ -20,7 +20,8 @@ pub(super) struct Softmax {
 }
 
 impl Softmax {
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "a call would keep the loops around it from being vectorized")]
     pub(super) fn weight(self, logit: f32) -> f32 {
         exp((logit - self.max) / self.temperature)
     }
@@ -44,10 +45,16 @@ impl Weights {
         self.values.resize(logits.len(), 0.0);
         self.block_sums.clear();
         for (block, (logits, weights)) in logits.chunks(BLOCK).zip(self.values.chunks_mut(BLOCK)).enumerate() {
-            let num_ties = cutoff.num_ties_kept(block * BLOCK..block * BLOCK + logits.len());
-            for (offset, (&logit, weight)) in logits.iter().zip(&mut *weights).enumerate() {
-                let is_kept = (logit > cutoff.logit) | ((logit == cutoff.logit) & ((offset as u32) < num_ties));
-                *weight = if is_kept { softmax.weight(logit) } else { 0.0 };
+            // Up to the cutoff's id its logit is kept, behind it is not.
+            let (upto, behind) = logits.split_at(cutoff.num_ids_upto(block * BLOCK..block * BLOCK + logits.len()));
+            let (weights_upto, weights_behind) = weights.split_at_mut(upto.len());
+            for (&logit, weight) in upto.iter().zip(weights_upto) {
+                let kept = softmax.weight(logit);
+                *weight = if logit >= cutoff.logit() { kept } else { 0.0 };
+            }
+            for (&logit, weight) in behind.iter().zip(weights_behind) {
+                let kept = softmax.weight(logit);
+                *weight = if logit > cutoff.logit() { kept } else { 0.0 };
             }
             self.block_sums.push(sum(weights));
         }
@@ -101,7 +108,8 @@ fn sum(weights: &[f32]) -> f64 {
 ///
 /// x = n·ln 2 + r with |r| ≤ ln 2 / 2, then e^r by its Taylor series (the first term left out is r⁸/8! < 6e-9) and
 /// 2ⁿ by the exponent bits.
-#[inline]
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a call would keep the loops around it from being vectorized")]
 fn exp(x: f32) -> f32 {
     const MIN: f32 = -87.0;
     // Adding 1.5·2²³ rounds to an integer and leaves it in the low mantissa bits.
@@ -118,8 +126,9 @@ fn exp(x: f32) -> f32 {
     for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         series = series * r + coefficient;
     }
-    let exponent = (rounded.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32) + 127;
-    let power = f32::from_bits((exponent << 23) as u32);
+    // Wrapping: an overflow check would keep the loops from being vectorized, and |n| is at most 126.
+    let biased = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    let power = f32::from_bits(biased << 23);
     if x > MIN { series * power } else { 0.0 }
 }
 

@@ -1,54 +1,58 @@
 //! `top_k`, `top_p` and `min_p` as cutoffs in one order of tokens: higher logit first, then lower id.
 
-use std::cmp::Ordering;
 use std::ops::Range;
 
 use super::softmax::{Softmax, Weights};
 
+/// The sign bit of an f32.
+const SIGN: u32 = 1 << 31;
 /// Below this many candidates sorting beats halving further.
 const SORT_LEN: usize = 32;
 /// [`top_k`] drops its losers when this many times k candidates have gathered.
 const TOP_K_SLACK: usize = 4;
 
-/// The last token that is kept: those after it in the order are dropped.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Cutoff {
-    /// Higher logits are kept.
-    pub(super) logit: f32,
-    /// Of equal logits, ids up to this one are kept.
-    token_id: u32,
-}
+/// A token that may be kept, as one number so that comparing takes one instruction: the logit's bits, turned so that
+/// higher logits are less, above the id. Of two candidates the less is kept first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Candidate(u64);
 
-/// A token that may be kept.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Candidate {
-    pub(super) logit: f32,
-    pub(super) token_id: u32,
+/// The last token that is kept: those after it in the order are dropped.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cutoff(Candidate);
+
+impl Candidate {
+    pub(super) fn new(logit: f32, token_id: u32) -> Self {
+        // Adding 0 makes −0 equal to 0, as it is where a logit is compared with the cutoff's.
+        let bits = (logit + 0.0).to_bits();
+        let descending = if bits & SIGN == 0 { !(bits | SIGN) } else { bits };
+        Self(u64::from(descending) << 32 | u64::from(token_id))
+    }
+
+    pub(super) fn logit(self) -> f32 {
+        let descending = (self.0 >> 32) as u32;
+        f32::from_bits(if descending & SIGN == 0 { !descending & !SIGN } else { descending })
+    }
+
+    pub(super) fn token_id(self) -> u32 {
+        self.0 as u32
+    }
 }
 
 impl Cutoff {
-    pub(super) const KEEP_ALL: Self = Self { logit: f32::NEG_INFINITY, token_id: u32::MAX };
+    pub(super) const KEEP_ALL: Self = Self(Candidate((f32::NEG_INFINITY.to_bits() as u64) << 32 | u32::MAX as u64));
+
+    /// Higher logits are kept; of this one, only ids up to the cutoff's.
+    pub(super) fn logit(self) -> f32 {
+        self.0.logit()
+    }
+
+    /// How many of `token_ids` are not above the cutoff's.
+    pub(super) fn num_ids_upto(self, token_ids: Range<usize>) -> usize {
+        (self.0.token_id() as usize).saturating_add(1).saturating_sub(token_ids.start).min(token_ids.len())
+    }
 
     pub(super) fn narrower(self, other: Self) -> Self {
-        let is_earlier = self.logit > other.logit || (self.logit == other.logit && self.token_id <= other.token_id);
-        if is_earlier { self } else { other }
-    }
-
-    /// How many of the first of `token_ids` are kept where their logit equals the cutoff's.
-    pub(super) fn num_ties_kept(self, token_ids: Range<usize>) -> u32 {
-        (self.token_id as usize).saturating_add(1).saturating_sub(token_ids.start).min(token_ids.len()) as u32
-    }
-}
-
-impl From<Candidate> for Cutoff {
-    fn from(last: Candidate) -> Self {
-        Self { logit: last.logit, token_id: last.token_id }
-    }
-}
-
-impl Candidate {
-    pub(super) fn order(&self, other: &Self) -> Ordering {
-        other.logit.total_cmp(&self.logit).then(self.token_id.cmp(&other.token_id))
+        Self(self.0.min(other.0))
     }
 }
 
@@ -61,9 +65,9 @@ pub(super) fn top_k(logits: &[f32], k: usize, candidates: &mut Vec<Candidate>) -
     for (token_id, &logit) in logits.iter().enumerate() {
         // Equal to the threshold is not enough: k tokens of lower id are already at least as likely.
         if logit > threshold || candidates.len() < k {
-            candidates.push(Candidate { logit, token_id: token_id as u32 });
+            candidates.push(Candidate::new(logit, token_id as u32));
             if candidates.len() >= capacity && candidates.len() > k {
-                threshold = keep_first(candidates, k).logit;
+                threshold = keep_first(candidates, k).logit();
             }
         }
     }
@@ -73,9 +77,9 @@ pub(super) fn top_k(logits: &[f32], k: usize, candidates: &mut Vec<Candidate>) -
 /// Drops all but the first k, and returns the last of these.
 fn keep_first(candidates: &mut Vec<Candidate>, k: usize) -> Cutoff {
     let last = k.min(candidates.len()) - 1;
-    let (_, &mut last, _) = candidates.select_nth_unstable_by(last, Candidate::order);
+    let (_, &mut last, _) = candidates.select_nth_unstable(last);
     candidates.truncate(k);
-    last.into()
+    Cutoff(last)
 }
 
 /// Gathers into `candidates` every token that can be in the `top_p` nucleus of `weights`.
@@ -85,7 +89,7 @@ pub(super) fn gather_nucleus(logits: &[f32], weights: &Weights, top_p: f64, cand
     candidates.clear();
     for (token_id, (&logit, &weight)) in logits.iter().zip(weights.values()).enumerate() {
         if f64::from(weight) >= negligible {
-            candidates.push(Candidate { logit, token_id: token_id as u32 });
+            candidates.push(Candidate::new(logit, token_id as u32));
         }
     }
 }
@@ -96,7 +100,7 @@ pub(super) fn nucleus(candidates: &mut [Candidate], softmax: Softmax, target: f6
     let mut missing = target;
     while rest.len() > SORT_LEN {
         let middle = rest.len() / 2;
-        rest.select_nth_unstable_by(middle, Candidate::order);
+        rest.select_nth_unstable(middle);
         let (likelier, others) = rest.split_at_mut(middle);
         let weight = total_weight(likelier, softmax);
         if weight >= missing {
@@ -106,23 +110,23 @@ pub(super) fn nucleus(candidates: &mut [Candidate], softmax: Softmax, target: f6
             rest = others;
         }
     }
-    rest.sort_unstable_by(Candidate::order);
+    rest.sort_unstable();
     for candidate in &*rest {
-        missing -= f64::from(softmax.weight(candidate.logit));
+        missing -= f64::from(softmax.weight(candidate.logit()));
         if missing <= 0.0 {
-            return (*candidate).into();
+            return Cutoff(*candidate);
         }
     }
     // Rounding kept the sum below the target: all of them are needed.
-    rest.last().map_or(Cutoff::KEEP_ALL, |last| (*last).into())
+    rest.last().map_or(Cutoff::KEEP_ALL, |last| Cutoff(*last))
 }
 
 /// Sum of the candidates' weights.
 pub(super) fn total_weight(candidates: &[Candidate], softmax: Softmax) -> f64 {
-    candidates.iter().map(|candidate| f64::from(softmax.weight(candidate.logit))).sum()
+    candidates.iter().map(|candidate| f64::from(softmax.weight(candidate.logit()))).sum()
 }
 
 /// Keeps tokens at least `min_p` times as likely as the likeliest; 0 keeps all.
 pub(super) fn min_p(softmax: Softmax, min_p: f32) -> Cutoff {
-    if min_p > 0.0 { Cutoff { logit: softmax.logit_of(min_p), token_id: u32::MAX } } else { Cutoff::KEEP_ALL }
+    if min_p > 0.0 { Cutoff(Candidate::new(softmax.logit_of(min_p), u32::MAX)) } else { Cutoff::KEEP_ALL }
 }

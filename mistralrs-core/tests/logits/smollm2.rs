@@ -29,8 +29,7 @@ fn prompts_together_continue_as_each_does_alone() {
     let path = smollm2();
     let reference = Reference::read("smollm2-q4_1.llama-cpp");
     let prompts: Vec<&[u32]> = reference.prompts().map(|(_, prompt)| prompt).collect();
-    let alone: Vec<Vec<f32>> =
-        prompts.iter().map(|prompt| Runner::new(&path).logits(prompt).pop().unwrap()).collect();
+    let alone: Vec<Vec<f32>> = prompts.iter().map(|prompt| Runner::new(&path).logits(prompt).pop().unwrap()).collect();
     let mut together = Runner::with_sequences(&path, prompts.len());
     let chunks: Vec<Chunk<'_>> = prompts
         .iter()

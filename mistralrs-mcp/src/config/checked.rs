@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 
-use super::sections::{
-    AuthConfig, McpClientConfig, NamespaceStrategy, Secret, Separator, ServerConfig, ToolForwardingConfig, TransportName,
-};
 use super::ConfigError;
+use super::sections::{
+    AuthConfig, McpClientConfig, NamespaceStrategy, Secret, Separator, ServerConfig, ToolForwardingConfig,
+    TransportName,
+};
 use crate::mcp_server::namespace::NATIVE_NAMESPACE;
 use crate::mcp_server::security::AccessPolicy;
 
@@ -132,8 +133,8 @@ impl GatewayConfig {
         let mcp_client = mcp_client.unwrap_or_default();
         let forwarding = tool_forwarding.unwrap_or_default();
         refuse_unsupported(&forwarding)?;
-        let access = AccessPolicy::new(&forwarding.security)
-            .map_err(|error| error.within("tool_forwarding.security"))?;
+        let access =
+            AccessPolicy::new(&forwarding.security).map_err(|error| error.within("tool_forwarding.security"))?;
         let mut upstreams = check_servers(mcp_client.servers)?;
         if !(mcp_client.enabled && forwarding.enabled) {
             upstreams.clear();
@@ -282,7 +283,10 @@ fn check_server(server: ServerConfig) -> Result<UpstreamConfig, ConfigError> {
 fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if name.is_empty() || name.len() > MAX_NAME_LENGTH || !name.chars().all(is_allowed) {
-        return Err(ConfigError::invalid(key, format!("must be 1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 _ -, got `{name}`")));
+        return Err(ConfigError::invalid(
+            key,
+            format!("must be 1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 _ -, got `{name}`"),
+        ));
     }
     if name == NATIVE_NAMESPACE {
         return Err(ConfigError::invalid(key, format!("`{NATIVE_NAMESPACE}` is the namespace of the native tools")));
@@ -294,21 +298,28 @@ fn check_timeout(key: &str, seconds: Option<f64>) -> Result<Option<Duration>, Co
     match seconds {
         None => Ok(None),
         Some(seconds) if seconds > 0.0 && seconds <= MAX_TIMEOUT_SECONDS => Ok(Some(Duration::from_secs_f64(seconds))),
-        Some(_) => Err(ConfigError::invalid(key, format!("must be more than 0 and at most {MAX_TIMEOUT_SECONDS} seconds"))),
+        Some(_) => {
+            Err(ConfigError::invalid(key, format!("must be more than 0 and at most {MAX_TIMEOUT_SECONDS} seconds")))
+        }
     }
 }
 
 fn check_transport(server: ServerConfig) -> Result<TransportConfig, ConfigError> {
     let transport = match (server.transport, &server.command, &server.url) {
         (Some(TransportName::Sse), ..) => {
-            return Err(ConfigError::not_supported("transport", "the legacy SSE transport (most such servers also speak `http`)"));
+            return Err(ConfigError::not_supported(
+                "transport",
+                "the legacy SSE transport (most such servers also speak `http`)",
+            ));
         }
         (Some(TransportName::WebSocket), ..) => return Err(ConfigError::not_supported("transport", "WebSocket")),
         (_, Some(_), Some(_)) => return Err(ConfigError::invalid("url", "a server has `command` or `url`, not both")),
         (None, None, None) => return Err(ConfigError::invalid("command", "a server needs `command` or `url`")),
         (Some(TransportName::Stdio) | None, Some(_), None) => TransportName::Stdio,
         (Some(TransportName::Http) | None, None, Some(_)) => TransportName::Http,
-        (Some(TransportName::Stdio), ..) => return Err(ConfigError::invalid("command", "the transport `stdio` needs it")),
+        (Some(TransportName::Stdio), ..) => {
+            return Err(ConfigError::invalid("command", "the transport `stdio` needs it"));
+        }
         (Some(TransportName::Http), ..) => return Err(ConfigError::invalid("url", "the transport `http` needs it")),
     };
     if transport == TransportName::Stdio { check_stdio(server) } else { check_http(server) }
@@ -342,11 +353,14 @@ fn check_http(server: ServerConfig) -> Result<TransportConfig, ConfigError> {
         }
     }
     let url = server.url.unwrap_or_default();
-    let uri: Uri = url.parse().map_err(|error| ConfigError::invalid("url", format!("`{url}` is not a URL: {error}")))?;
+    let uri: Uri =
+        url.parse().map_err(|error| ConfigError::invalid("url", format!("`{url}` is not a URL: {error}")))?;
     match uri.scheme_str() {
         Some("http" | "https") if uri.host().is_some_and(|host| !host.is_empty()) => {}
         Some("ws" | "wss") => return Err(ConfigError::not_supported("url", "WebSocket")),
-        _ => return Err(ConfigError::invalid("url", format!("`{url}` must begin with http:// or https:// and a host"))),
+        _ => {
+            return Err(ConfigError::invalid("url", format!("`{url}` must begin with http:// or https:// and a host")));
+        }
     }
     let headers = check_headers(&server.headers)?;
     let bearer_token = server.auth.map(|AuthConfig::Bearer { token }| token);

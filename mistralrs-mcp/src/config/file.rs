@@ -5,10 +5,10 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::ConfigError;
 use super::foreign;
 use super::interpolate::{Environment, interpolate};
 use super::sections::{McpClientConfig, ToolForwardingConfig};
-use super::ConfigError;
 
 /// A key further than this from every known one is not worth a suggestion (Jaro-Winkler, 1 is equal).
 const MIN_SIMILARITY: f64 = 0.75;
@@ -34,7 +34,10 @@ impl FileFormat {
             Some("toml") => Ok(Self::Toml),
             Some("json") => Ok(Self::Json),
             Some("yaml" | "yml") => Ok(Self::Yaml),
-            _ => Err(ConfigError::invalid(path.display().to_string(), "the name must end in .toml, .json, .yaml or .yml")),
+            _ => Err(ConfigError::invalid(
+                path.display().to_string(),
+                "the name must end in .toml, .json, .yaml or .yml",
+            )),
         }
     }
 
@@ -81,7 +84,9 @@ pub fn mcp_config_from_value(value: Value, environment: &Environment<'_>) -> Res
         _ if root.contains_key("mcpServers") => foreign::desktop(root, "mcpServers"),
         Some(Value::Object(_)) => foreign::desktop(root, "servers"),
         Some(Value::Array(servers)) if has(servers, "source") => foreign::mistral_rs(Value::Object(root)),
-        Some(Value::Array(servers)) if has(servers, "id") || root.contains_key("roles") || root.contains_key("proxy") => {
+        Some(Value::Array(servers))
+            if has(servers, "id") || root.contains_key("roles") || root.contains_key("proxy") =>
+        {
             foreign::aggregator(Value::Object(root), environment)
         }
         Some(_) => typed(Value::Object(root), ""),

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::ConfigError;
 use super::checked::MAX_NAME_LENGTH;
 use super::file::typed;
 use super::interpolate::Environment;
 use super::sections::{AuthConfig, McpClientConfig, Secret, ServerConfig, TransportName};
-use super::ConfigError;
 
 /// mistral.rs's MCP client file.
 #[derive(Deserialize)]
@@ -119,7 +119,10 @@ enum AggregatorAuth {
 pub(super) fn mistral_rs(file: Value) -> Result<McpClientConfig, ConfigError> {
     let file: MistralRsFile = typed(file, "")?;
     if file.auto_register_tools == Some(false) {
-        return Err(ConfigError::not_supported("auto_register_tools", "connecting servers without listing their tools"));
+        return Err(ConfigError::not_supported(
+            "auto_register_tools",
+            "connecting servers without listing their tools",
+        ));
     }
     let defaults = ServerConfig {
         tool_timeout_seconds: file.tool_timeout_secs,
@@ -145,7 +148,8 @@ fn mistral_rs_server(server: MistralRsServer, defaults: ServerConfig) -> Result<
         ..defaults
     };
     match server.source {
-        MistralRsSource::Http { url, timeout_secs, headers } | MistralRsSource::WebSocket { url, timeout_secs, headers } => {
+        MistralRsSource::Http { url, timeout_secs, headers }
+        | MistralRsSource::WebSocket { url, timeout_secs, headers } => {
             // A WebSocket is told by its URL, `ws://` or `wss://`, where the checks refuse it by name.
             config.url = Some(url);
             config.headers = headers.unwrap_or_default();

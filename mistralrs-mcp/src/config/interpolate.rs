@@ -68,9 +68,8 @@ fn expand(text: &str, path: &str, environment: &Environment<'_>) -> Result<Strin
 
 /// Bytes of the variable name that `text` begins with: a letter or underscore, then digits too.
 fn name_length(text: &str) -> usize {
-    let is_name = |(index, c): &(usize, char)| {
-        *c == '_' || c.is_ascii_alphabetic() || (*index > 0 && c.is_ascii_digit())
-    };
+    let is_name =
+        |(index, c): &(usize, char)| *c == '_' || c.is_ascii_alphabetic() || (*index > 0 && c.is_ascii_digit());
     text.char_indices().take_while(is_name).count()
 }
 

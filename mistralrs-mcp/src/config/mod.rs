@@ -14,7 +14,7 @@ mod sections;
 mod tests;
 
 pub use checked::{
-    GatewayConfig, HttpConfig, NamingConfig, Namespace, StdioConfig, TransportConfig, UpstreamConfig, UpstreamId,
+    GatewayConfig, HttpConfig, Namespace, NamingConfig, StdioConfig, TransportConfig, UpstreamConfig, UpstreamId,
 };
 pub use error::ConfigError;
 pub use file::{FileFormat, mcp_config_from_value, parse_mcp_config};

@@ -156,7 +156,10 @@ impl McpClientConfig {
     pub fn merge(self, other: Self) -> Self {
         let servers = [self, other].into_iter().flat_map(|section| {
             let is_enabled = section.enabled;
-            section.servers.into_iter().map(move |server| ServerConfig { enabled: server.enabled && is_enabled, ..server })
+            section
+                .servers
+                .into_iter()
+                .map(move |server| ServerConfig { enabled: server.enabled && is_enabled, ..server })
         });
         Self { enabled: true, servers: servers.collect() }
     }

@@ -109,7 +109,10 @@ fn files_of_desktop_clients_are_read() {
         }}"#,
         &format!("{one}\nMy_Web `My_Web` http://h:1/mcp [\"authorization: Bearer s3cret\"] None 5s 30s 64"),
     );
-    check_json(r#"{"servers": {"a": {"type": "stdio", "command": "npx", "args": ["-y", "pkg"], "env": {"K": "$TOKEN"}}}}"#, one);
+    check_json(
+        r#"{"servers": {"a": {"type": "stdio", "command": "npx", "args": ["-y", "pkg"], "env": {"K": "$TOKEN"}}}}"#,
+        one,
+    );
     check_json(
         r#"{"mcpServers": {"old": {"type": "sse", "url": "http://h/sse"}}}"#,
         "`mcp_client.servers[0] (old).transport`: the legacy SSE transport (most such servers also speak `http`) is not supported in this version",
@@ -118,8 +121,10 @@ fn files_of_desktop_clients_are_read() {
         r#"{"mcpServers": {"a": {"comand": "npx"}}}"#,
         "unknown key `mcpServers.a.comand`; did you mean `command`?",
     );
-    check_json(r#"{"mcpServers": {"a": {"command": "$NOPE"}}}"#,
-        "`mcpServers.a.command`: environment variable `NOPE` is not set (`$$` stands for a plain dollar sign)");
+    check_json(
+        r#"{"mcpServers": {"a": {"command": "$NOPE"}}}"#,
+        "`mcpServers.a.command`: environment variable `NOPE` is not set (`$$` stands for a plain dollar sign)",
+    );
 }
 
 #[test]
@@ -132,11 +137,22 @@ fn aggregator_files_are_read() {
         "filesystem `filesystem` npx [\"pkg\"] [] None 30s 30s 64\ndb `db` http://db/mcp [] Some(\"s3cret\") 5s 30s 64"
     );
     for (addition, expected) in [
-        ("roles: [{name: dev, permissions: ['filesystem:*']}]", "`roles`: access by role is not supported in this version"),
-        ("proxy: {host: h, port: 1}", "`proxy`: the listener's address in this file (use --http-mcp-port) is not supported in this version"),
-        ("- {id: ws, transport: websocket, url: 'ws://h'}", "`mcp_client.servers[2] (ws).transport`: WebSocket is not supported in this version"),
-        ("- {id: x, transport: http, url: 'http://h', auth: {type: bearer, token_env: NOPE}}",
-            "`servers[2].auth.token_env`: environment variable `NOPE` is not set (`$$` stands for a plain dollar sign)"),
+        (
+            "roles: [{name: dev, permissions: ['filesystem:*']}]",
+            "`roles`: access by role is not supported in this version",
+        ),
+        (
+            "proxy: {host: h, port: 1}",
+            "`proxy`: the listener's address in this file (use --http-mcp-port) is not supported in this version",
+        ),
+        (
+            "- {id: ws, transport: websocket, url: 'ws://h'}",
+            "`mcp_client.servers[2] (ws).transport`: WebSocket is not supported in this version",
+        ),
+        (
+            "- {id: x, transport: http, url: 'http://h', auth: {type: bearer, token_env: NOPE}}",
+            "`servers[2].auth.token_env`: environment variable `NOPE` is not set (`$$` stands for a plain dollar sign)",
+        ),
     ] {
         assert_eq!(told(&format!("{servers}{addition}"), FileFormat::Yaml), expected);
     }
@@ -147,33 +163,73 @@ fn what_is_wrong_is_named_with_its_place() {
     let server = |line: &str| format!("[[servers]]\n{line}");
     for (line, expected) in [
         ("name = 'a'", "`mcp_client.servers[0] (a).command`: a server needs `command` or `url`"),
-        ("name = 'a'\ncommand = 'x'\nurl = 'http://h'", "`mcp_client.servers[0] (a).url`: a server has `command` or `url`, not both"),
-        ("name = 'a'\nurl = 'http://h'\nargs = ['x']", "`mcp_client.servers[0] (a).args`: belongs to `command`; this server has a `url`"),
-        ("name = 'a'\ncommand = 'x'\nauth = { type = 'bearer', token = 't' }",
-            "`mcp_client.servers[0] (a).auth`: a child process has none; give it what it needs in `env`"),
-        ("name = 'a b'\ncommand = 'x'", "`mcp_client.servers[0] (a b).name`: must be 1 to 32 of A-Z a-z 0-9 _ -, got `a b`"),
-        ("name = 'mistralrs'\ncommand = 'x'",
-            "`mcp_client.servers[0] (mistralrs).name`: `mistralrs` is the namespace of the native tools"),
-        ("name = 'a'\nurl = 'ftp://h'", "`mcp_client.servers[0] (a).url`: `ftp://h` must begin with http:// or https:// and a host"),
+        (
+            "name = 'a'\ncommand = 'x'\nurl = 'http://h'",
+            "`mcp_client.servers[0] (a).url`: a server has `command` or `url`, not both",
+        ),
+        (
+            "name = 'a'\nurl = 'http://h'\nargs = ['x']",
+            "`mcp_client.servers[0] (a).args`: belongs to `command`; this server has a `url`",
+        ),
+        (
+            "name = 'a'\ncommand = 'x'\nauth = { type = 'bearer', token = 't' }",
+            "`mcp_client.servers[0] (a).auth`: a child process has none; give it what it needs in `env`",
+        ),
+        (
+            "name = 'a b'\ncommand = 'x'",
+            "`mcp_client.servers[0] (a b).name`: must be 1 to 32 of A-Z a-z 0-9 _ -, got `a b`",
+        ),
+        (
+            "name = 'mistralrs'\ncommand = 'x'",
+            "`mcp_client.servers[0] (mistralrs).name`: `mistralrs` is the namespace of the native tools",
+        ),
+        (
+            "name = 'a'\nurl = 'ftp://h'",
+            "`mcp_client.servers[0] (a).url`: `ftp://h` must begin with http:// or https:// and a host",
+        ),
         ("name = 'a'\nurl = 'ws://h'", "`mcp_client.servers[0] (a).url`: WebSocket is not supported in this version"),
-        ("name = 'a'\nurl = 'http://h'\nheaders = { Accept = 'x' }", "`mcp_client.servers[0] (a).headers.Accept`: is set by the protocol"),
-        ("name = 'a'\nurl = 'http://h'\nheaders = { Authorization = 'x' }\nauth = { type = 'bearer', token = 't' }",
-            "`mcp_client.servers[0] (a).auth`: `headers` already holds Authorization"),
-        ("name = 'a'\ncommand = 'x'\ntool_timeout_seconds = 0",
-            "`mcp_client.servers[0] (a).tool_timeout_seconds`: must be more than 0 and at most 86400 seconds"),
-        ("name = 'a'\ncommand = 'x'\nmax_concurrent_calls = 0", "`mcp_client.servers[0] (a).max_concurrent_calls`: must be 1 to 4096"),
+        (
+            "name = 'a'\nurl = 'http://h'\nheaders = { Accept = 'x' }",
+            "`mcp_client.servers[0] (a).headers.Accept`: is set by the protocol",
+        ),
+        (
+            "name = 'a'\nurl = 'http://h'\nheaders = { Authorization = 'x' }\nauth = { type = 'bearer', token = 't' }",
+            "`mcp_client.servers[0] (a).auth`: `headers` already holds Authorization",
+        ),
+        (
+            "name = 'a'\ncommand = 'x'\ntool_timeout_seconds = 0",
+            "`mcp_client.servers[0] (a).tool_timeout_seconds`: must be more than 0 and at most 86400 seconds",
+        ),
+        (
+            "name = 'a'\ncommand = 'x'\nmax_concurrent_calls = 0",
+            "`mcp_client.servers[0] (a).max_concurrent_calls`: must be 1 to 4096",
+        ),
         ("name = 'a'\ncomand = 'x'", "unknown key `servers[0].comand`; did you mean `command`?"),
-        ("name = 'a'\ncommand = ['x']", "`servers[0].command`: invalid type: sequence, expected a string"),
-        ("name = 'a'\nurl = 'http://h'\nauth = { type = 'oauth' }", "`servers[0].auth`: unknown variant `oauth`, expected `bearer`"),
-        ("name = 'a'\ncommand = 'x'\n[[servers]]\nname = 'a'\ncommand = 'y'",
-            "`mcp_client.servers[1] (a).name`: `a` is taken by server `a`"),
-        ("name = 'a'\ncommand = 'x'\n[[servers]]\nname = 'b'\nnamespace = 'a'\ncommand = 'y'",
-            "`mcp_client.servers[1] (b).namespace`: `a` is taken by server `a`"),
+        (
+            "name = 'a'\nurl = 'http://h'\nauth = { type = 'oauth' }",
+            "`servers[0].auth.type`: unknown variant `oauth`, expected `bearer`",
+        ),
+        (
+            "name = 'a'\ncommand = 'x'\n[[servers]]\nname = 'a'\ncommand = 'y'",
+            "`mcp_client.servers[1] (a).name`: `a` is taken by server `a`",
+        ),
+        (
+            "name = 'a'\ncommand = 'x'\n[[servers]]\nname = 'b'\nnamespace = 'a'\ncommand = 'y'",
+            "`mcp_client.servers[1] (b).namespace`: `a` is taken by server `a`",
+        ),
     ] {
         check_toml(&server(line), expected);
     }
-    check_toml("[mcp_client]\nenabled = true\n[tool_forwarding]", "`tool_forwarding`: belongs into the server's configuration (--config), beside `mcp_client`; this file holds servers only");
+}
+
+#[test]
+fn a_file_that_holds_no_servers_says_what_it_needs() {
+    check_toml(
+        "[mcp_client]\nenabled = true\n[tool_forwarding]",
+        "`tool_forwarding`: belongs into the server's configuration (--config), beside `mcp_client`; this file holds servers only",
+    );
     check_toml("[other]", "`servers`: missing; the file needs `[[servers]]`, `[[mcp_client.servers]]` or `mcpServers`");
+    check_toml("servers = [{ name = 1 }]", "`servers[0].name`: invalid type: integer `1`, expected a string");
     check_json("[1]", "`servers`: the file must be a table of servers");
     check_json("{", "not valid JSON: EOF while parsing an object at line 1 column 1");
 }
@@ -189,10 +245,22 @@ fn forwarding_says_what_it_does_not_support_yet() {
     for (text, expected) in [
         ("", "NamingConfig { strategy: ServerPrefix, separator: Colons }"),
         ("namespace_strategy = 'flat'\nseparator = '__'", "NamingConfig { strategy: Flat, separator: Underscores }"),
-        ("namespace_strategy = 'custom'", "`tool_forwarding.namespace_strategy`: `custom` (use `server_prefix` or `flat`) is not supported in this version"),
-        ("[rate_limit]\ndefault = 100", "`tool_forwarding.rate_limit`: a rate limit per tool is not supported in this version"),
-        ("[cache]\nenabled = true", "`tool_forwarding.cache`: caching of tool results is not supported in this version"),
-        ("[security]\nblocked_tool = []", "unknown key `tool_forwarding.security.blocked_tool`; did you mean `blocked_tools`?"),
+        (
+            "namespace_strategy = 'custom'",
+            "`tool_forwarding.namespace_strategy`: `custom` (use `server_prefix` or `flat`) is not supported in this version",
+        ),
+        (
+            "[rate_limit]\ndefault = 100",
+            "`tool_forwarding.rate_limit`: a rate limit per tool is not supported in this version",
+        ),
+        (
+            "[cache]\nenabled = true",
+            "`tool_forwarding.cache`: caching of tool results is not supported in this version",
+        ),
+        (
+            "[security]\nblocked_tool = []",
+            "unknown key `tool_forwarding.security.blocked_tool`; did you mean `blocked_tools`?",
+        ),
         ("[security]\nblocked_tools = ['']", "`tool_forwarding.security.blocked_tools[0]`: `` matches no name"),
         ("xyz = 1", "unknown key `tool_forwarding.xyz`"),
     ] {
@@ -223,7 +291,8 @@ fn two_sources_of_servers_keep_their_own_switch() {
 
 #[test]
 fn secrets_do_not_appear_in_debug_output() {
-    let text = "name = 'a'\nurl = 'http://h'\nheaders = { X-Key = 'hunter2' }\nauth = { type = 'bearer', token = 'hunter2' }";
+    let text =
+        "name = 'a'\nurl = 'http://h'\nheaders = { X-Key = 'hunter2' }\nauth = { type = 'bearer', token = 'hunter2' }";
     let server: serde_json::Value = toml::from_str(text).unwrap();
     let section = McpClientConfig::from_value(serde_json::json!({ "servers": [server] })).unwrap();
     assert!(!format!("{section:?}").contains("hunter2"));
@@ -233,7 +302,9 @@ fn secrets_do_not_appear_in_debug_output() {
 
 #[test]
 fn the_extension_tells_the_syntax() {
-    for (path, expected) in [("a/b.TOML", FileFormat::Toml), ("x.yml", FileFormat::Yaml), ("claude.json", FileFormat::Json)] {
+    for (path, expected) in
+        [("a/b.TOML", FileFormat::Toml), ("x.yml", FileFormat::Yaml), ("claude.json", FileFormat::Json)]
+    {
         assert_eq!(FileFormat::from_path(std::path::Path::new(path)), Ok(expected));
     }
     let error = FileFormat::from_path(std::path::Path::new("servers.ini")).unwrap_err();

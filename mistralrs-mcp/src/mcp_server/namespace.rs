@@ -89,8 +89,18 @@ mod tests {
 
     #[test]
     fn names_that_would_meet_are_told_apart() {
-        let pairs = [("a", "b__c"), ("a__b", "c"), ("a", "_b"), ("a_", "b"), ("", "a__b"), ("a", "b"), ("a", "b.c"), ("a", "b/c")];
-        let safe: std::collections::HashSet<String> = pairs.iter().map(|(namespace, tool)| safe_name(namespace, tool)).collect();
+        let pairs = [
+            ("a", "b__c"),
+            ("a__b", "c"),
+            ("a", "_b"),
+            ("a_", "b"),
+            ("", "a__b"),
+            ("a", "b"),
+            ("a", "b.c"),
+            ("a", "b/c"),
+        ];
+        let safe: std::collections::HashSet<String> =
+            pairs.iter().map(|(namespace, tool)| safe_name(namespace, tool)).collect();
         assert_eq!(safe.len(), pairs.len(), "{safe:?}");
     }
 

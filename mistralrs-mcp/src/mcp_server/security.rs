@@ -197,8 +197,13 @@ mod tests {
         assert_eq!(passing, expected);
     }
 
-    const ALL: &[&str] =
-        &["filesystem::read_file", "filesystem::delete", "web_search::search", "github::delete_repo", "mistralrs::generate"];
+    const ALL: &[&str] = &[
+        "filesystem::read_file",
+        "filesystem::delete",
+        "web_search::search",
+        "github::delete_repo",
+        "mistralrs::generate",
+    ];
 
     #[test]
     fn everything_passes_by_default() {
@@ -209,7 +214,10 @@ mod tests {
     fn every_list_that_is_present_must_allow_an_upstream_tool() {
         let namespaces: &[&str] = &["filesystem", "web_*"];
         let by_namespace = policy(Some(namespaces), None, &[]);
-        check(&by_namespace, &["filesystem::read_file", "filesystem::delete", "web_search::search", "mistralrs::generate"]);
+        check(
+            &by_namespace,
+            &["filesystem::read_file", "filesystem::delete", "web_search::search", "mistralrs::generate"],
+        );
         let by_tool = policy(None, Some(&["filesystem::read_*", "search"]), &[]);
         check(&by_tool, &["filesystem::read_file", "web_search::search", "mistralrs::generate"]);
         let both = policy(Some(&["filesystem"]), Some(&["filesystem::read_file", "search"]), &[]);
@@ -224,11 +232,15 @@ mod tests {
 
     #[test]
     fn deny_wins_in_every_spelling() {
-        let without_delete = &["filesystem::read_file", "web_search::search", "github::delete_repo", "mistralrs::generate"];
+        let without_delete =
+            &["filesystem::read_file", "web_search::search", "github::delete_repo", "mistralrs::generate"];
         check(&policy(None, Some(&["*"]), &["filesystem::delete"]), without_delete);
         check(&policy(None, None, &["filesystem__delete"]), without_delete);
         check(&policy(None, None, &["delete"]), without_delete);
-        check(&policy(None, None, &["delete*"]), &["filesystem::read_file", "web_search::search", "mistralrs::generate"]);
+        check(
+            &policy(None, None, &["delete*"]),
+            &["filesystem::read_file", "web_search::search", "mistralrs::generate"],
+        );
         check(&policy(None, None, &["*::*"]), &[]);
     }
 

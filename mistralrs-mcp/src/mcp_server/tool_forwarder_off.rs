@@ -16,7 +16,11 @@ pub(crate) struct ToolForwarder {
     unchanging: watch::Sender<()>,
 }
 
-#[expect(clippy::unused_async, clippy::unused_self, reason = "the forwarder's signatures, in a build that forwards nothing")]
+#[expect(
+    clippy::unused_async,
+    clippy::unused_self,
+    reason = "the forwarder's signatures, in a build that forwards nothing"
+)]
 impl ToolForwarder {
     pub async fn start(_config: GatewayConfig, _native: HashSet<String>, metrics: GatewayMetrics) -> Self {
         Self { metrics, unchanging: watch::Sender::new(()) }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::events::UpstreamEvents;
 use super::streamable_http::HttpError;
 use super::tap::{CallTicket, ConnectionState};
-use crate::config::UpstreamId;
+use crate::config::{UpstreamConfig, UpstreamId};
 use crate::error::GatewayError;
 use crate::local_tools::{ProgressSink, ProgressUpdate};
 
@@ -26,9 +26,10 @@ use crate::local_tools::{ProgressSink, ProgressUpdate};
 const MAX_LIST_PAGES: usize = 100;
 /// For one page of `tools/list`.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Messages that wait to be written. Beyond it the upstream has stopped reading and is connected anew; each
-/// abandoned call leaves two (itself and its cancellation), which nothing else would ever remove.
-const MAX_UNWRITTEN: usize = 512;
+/// Messages that may wait to be written, beside two for each call that may run (itself and its cancellation). With
+/// more the upstream has stopped reading and is connected anew: nothing else would ever remove what abandoned calls
+/// leave behind.
+const UNWRITTEN_SLACK: usize = 256;
 /// Reports of one call that wait for its reader. More are dropped: progress may have gaps, and the connection that
 /// all calls share must not wait for one of them.
 const MAX_WAITING_UPDATES: usize = 256;
@@ -38,14 +39,16 @@ pub(super) struct Connection {
     upstream: UpstreamId,
     peer: Peer<RoleClient>,
     state: Arc<ConnectionState>,
+    max_unwritten: usize,
 }
 
 /// What its owner holds: ending it ends the child or the session.
 pub(super) type OpenConnection = RunningService<RoleClient, UpstreamEvents>;
 
 impl Connection {
-    pub fn new(upstream: UpstreamId, open: &OpenConnection, state: Arc<ConnectionState>) -> Self {
-        Self { upstream, peer: open.peer().clone(), state }
+    pub fn new(upstream: &UpstreamConfig, open: &OpenConnection, state: Arc<ConnectionState>) -> Self {
+        let max_unwritten = 2 * upstream.max_concurrent_calls + UNWRITTEN_SLACK;
+        Self { upstream: upstream.id.clone(), peer: open.peer().clone(), state, max_unwritten }
     }
 
     /// Fires when the connection is of no more use.
@@ -67,7 +70,7 @@ impl Connection {
         arguments: JsonObject,
         progress: Option<&dyn ProgressSink>,
     ) -> Result<CallToolResult, GatewayError> {
-        if self.state.num_unwritten() > MAX_UNWRITTEN {
+        if self.state.num_unwritten() > self.max_unwritten {
             self.closed().cancel();
             return Err(self.unavailable("it has stopped reading its input"));
         }
@@ -134,7 +137,9 @@ impl Connection {
             let name = entry.get("name").and_then(Value::as_str).unwrap_or("?").to_owned();
             match serde_json::from_value(entry) {
                 Ok(tool) => tools.push(tool),
-                Err(error) => tracing::warn!(upstream = %self.upstream, tool = name, %error, "tool left out: unreadable"),
+                Err(error) => {
+                    tracing::warn!(upstream = %self.upstream, tool = name, %error, "tool left out: unreadable");
+                }
             }
         }
         let mut result = ListToolsResult::with_all_items(tools);
@@ -144,7 +149,8 @@ impl Connection {
 
     /// What rmcp's error means for the call. A connection that can serve no other call is given up.
     fn explain(&self, error: ServiceError, is_sent: bool) -> GatewayError {
-        let lost = |reason: &str| GatewayError::ConnectionLost { upstream: self.upstream.clone(), reason: reason.to_owned() };
+        let lost =
+            |reason: &str| GatewayError::ConnectionLost { upstream: self.upstream.clone(), reason: reason.to_owned() };
         match error {
             ServiceError::McpError(error) => GatewayError::Refused { upstream: self.upstream.clone(), error },
             ServiceError::TransportSend(error) => match judge(&error) {
@@ -159,7 +165,9 @@ impl Connection {
                 self.closed().cancel();
                 if is_sent { lost("the connection was closed") } else { self.unavailable("the connection was closed") }
             }
-            ServiceError::Timeout { timeout } => GatewayError::Timeout { tool: self.upstream.to_string(), waited: timeout },
+            ServiceError::Timeout { timeout } => {
+                GatewayError::Timeout { tool: self.upstream.to_string(), waited: timeout }
+            }
             ServiceError::Cancelled { .. } => GatewayError::Cancelled,
             _ => GatewayError::UnexpectedAnswer { upstream: self.upstream.clone(), answer: "something unreadable" },
         }
@@ -197,7 +205,9 @@ fn judge(error: &DynamicTransportError) -> SendFailure {
     match error.error.downcast_ref::<HttpError>() {
         Some(StreamableHttpError::Client(error)) if error.is_connect() => SendFailure::NotBegun,
         // rmcp has opened a new session already, or could not.
-        Some(StreamableHttpError::SessionExpired | StreamableHttpError::ReinitializationFailed(_)) => SendFailure::NotBegun,
+        Some(StreamableHttpError::SessionExpired | StreamableHttpError::ReinitializationFailed(_)) => {
+            SendFailure::NotBegun
+        }
         Some(StreamableHttpError::AuthRequired(_) | StreamableHttpError::InsufficientScope(_)) => SendFailure::Refused,
         _ => SendFailure::Unknown,
     }

@@ -1,6 +1,7 @@
 //! A child's stderr goes to our log, with its name and within limits. It is always read: a child that writes to a full
 //! pipe stands still.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,22 +16,25 @@ const MAX_LINE_BYTES: usize = 1024;
 /// Lines logged in one [`WINDOW`]; more are counted only.
 const MAX_LINES_PER_WINDOW: u32 = 50;
 const WINDOW: Duration = Duration::from_secs(1);
+/// Package runners end with where their log is; the reason stands above.
+const NUM_LAST_LINES: usize = 3;
 
-/// The last line that a child wrote: often the reason why it ended.
+/// What a child wrote last: often the reason why it ended.
 #[derive(Clone, Default)]
-pub(super) struct LastLine(Arc<ArcSwapOption<String>>);
+pub(super) struct LastWords(Arc<ArcSwapOption<String>>);
 
-impl LastLine {
+impl LastWords {
     pub fn get(&self) -> Option<Arc<String>> {
         self.0.load_full()
     }
 }
 
 /// Reads `stderr` to its end.
-pub(super) async fn drain(upstream: UpstreamId, stderr: impl AsyncRead + Unpin, last_line: LastLine) {
+pub(super) async fn drain(upstream: UpstreamId, stderr: impl AsyncRead + Unpin, last_words: LastWords) {
     let mut reader = BufReader::new(stderr);
     let mut limiter = LineLimiter::default();
     let mut line = Vec::with_capacity(MAX_LINE_BYTES);
+    let mut last_lines = VecDeque::with_capacity(NUM_LAST_LINES + 1);
     while let Ok(true) = read_line(&mut reader, &mut line).await {
         let text = printable(&line);
         if text.is_empty() {
@@ -42,7 +46,11 @@ pub(super) async fn drain(upstream: UpstreamId, stderr: impl AsyncRead + Unpin, 
             }
             tracing::info!(%upstream, "stderr: {text}");
         }
-        last_line.0.store(Some(Arc::new(text)));
+        last_lines.push_back(text);
+        if last_lines.len() > NUM_LAST_LINES {
+            last_lines.pop_front();
+        }
+        last_words.0.store(Some(Arc::new(last_lines.make_contiguous().join(" / "))));
     }
 }
 
@@ -70,7 +78,8 @@ async fn read_line(reader: &mut (impl AsyncBufReadExt + Unpin), line: &mut Vec<u
 /// Without control characters, which could forge log lines or steer a terminal.
 fn printable(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
-    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    text.trim().to_owned()
 }
 
 /// So many lines in each window; decides without a clock of its own.
@@ -124,9 +133,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_line_is_kept() {
-        let last_line = LastLine::default();
-        drain(UpstreamId::new("u"), "first\n  sh: 1: npx: not found\n\n".as_bytes(), last_line.clone()).await;
-        assert_eq!(*last_line.get().unwrap(), "sh: 1: npx: not found");
+    async fn the_last_lines_are_kept() {
+        let last_words = LastWords::default();
+        let stderr = "start\nnotice\nnpm error canceled\n\n  see the log\n".as_bytes();
+        drain(UpstreamId::new("u"), stderr, last_words.clone()).await;
+        assert_eq!(*last_words.get().unwrap(), "notice / npm error canceled / see the log");
     }
 }

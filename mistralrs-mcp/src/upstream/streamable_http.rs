@@ -85,8 +85,15 @@ impl StreamableHttpClient for SessionAwareClient {
         auth_header: Option<String>,
         custom_headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<StreamableHttpPostResponse, HttpError> {
-        self.post_message_with_max_sse_event_size(uri, message, session_id, auth_header, custom_headers, MAX_EVENT_BYTES)
-            .await
+        self.post_message_with_max_sse_event_size(
+            uri,
+            message,
+            session_id,
+            auth_header,
+            custom_headers,
+            MAX_EVENT_BYTES,
+        )
+        .await
     }
 
     async fn post_message_with_max_sse_event_size(
@@ -101,7 +108,14 @@ impl StreamableHttpClient for SessionAwareClient {
         let has_session = session_id.is_some();
         let answer = self
             .0
-            .post_message_with_max_sse_event_size(uri, message, session_id, auth_header, custom_headers, max_sse_event_size)
+            .post_message_with_max_sse_event_size(
+                uri,
+                message,
+                session_id,
+                auth_header,
+                custom_headers,
+                max_sse_event_size,
+            )
             .await;
         match answer {
             Ok(StreamableHttpPostResponse::Json(ServerJsonRpcMessage::Error(answer), _))

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connection::{Connection, OpenConnection, root_cause};
 use super::events::UpstreamEvents;
+use super::stderr::LastWords;
 use super::tap::{ConnectionState, TappedTransport};
 use super::{Link, Upstream, stderr, stdio, streamable_http};
 use crate::config::{StdioConfig, TransportConfig};
@@ -144,27 +145,36 @@ impl Supervisor {
     }
 
     async fn connect(&self) -> Result<Established, String> {
+        let last_words = LastWords::default();
         let attempt = async {
-            match self.attempt(ClientLifecycleMode::Initialize).await {
+            match self.attempt(ClientLifecycleMode::Initialize, &last_words).await {
                 Err(ConnectFailure::ModernOnly) => {
                     let preferred_versions = vec![ProtocolVersion::LATEST];
-                    self.attempt(ClientLifecycleMode::Discover { preferred_versions }).await
+                    self.attempt(ClientLifecycleMode::Discover { preferred_versions }, &last_words).await
                 }
                 outcome => outcome,
             }
         };
         let limit = self.upstream.config.connect_timeout;
-        match timeout(limit, attempt).await {
-            Ok(Ok(established)) => Ok(established),
-            Ok(Err(ConnectFailure::Reason(reason))) => Err(reason),
-            Ok(Err(ConnectFailure::ModernOnly)) => Err("it speaks no revision of the protocol that we do".to_owned()),
-            Err(_) => Err(format!("it did not answer within {limit:?}")),
-        }
+        let reason = match timeout(limit, attempt).await {
+            Ok(Ok(established)) => return Ok(established),
+            Ok(Err(ConnectFailure::Reason(reason))) => reason,
+            Ok(Err(ConnectFailure::ModernOnly)) => "it speaks no revision of the protocol that we do".to_owned(),
+            Err(_) => format!("it did not answer within {limit:?}"),
+        };
+        Err(match last_words.get() {
+            Some(words) => format!("{reason}; its stderr ends with: {words}"),
+            None => reason,
+        })
     }
 
-    async fn attempt(&self, lifecycle: ClientLifecycleMode) -> Result<Established, ConnectFailure> {
+    async fn attempt(
+        &self,
+        lifecycle: ClientLifecycleMode,
+        last_words: &LastWords,
+    ) -> Result<Established, ConnectFailure> {
         match &self.upstream.config.transport {
-            TransportConfig::Stdio(config) => self.attempt_stdio(config, lifecycle).await,
+            TransportConfig::Stdio(config) => self.attempt_stdio(config, lifecycle, last_words).await,
             TransportConfig::StreamableHttp(config) => {
                 let transport = streamable_http::transport(&self.upstream.config, config)
                     .map_err(|error| ConnectFailure::Reason(root_cause(&error)))?;
@@ -177,19 +187,17 @@ impl Supervisor {
         &self,
         config: &StdioConfig,
         lifecycle: ClientLifecycleMode,
+        last_words: &LastWords,
     ) -> Result<Established, ConnectFailure> {
         let id = self.upstream.id();
         let (child, stderr) = stdio::spawn(id, config).map_err(|error| ConnectFailure::Reason(error.to_string()))?;
-        let last_line = stderr::LastLine::default();
         // Ends with the child's stderr.
-        let drained = tokio::spawn(stderr::drain(id.clone(), stderr, last_line.clone()));
+        let drained = tokio::spawn(stderr::drain(id.clone(), stderr, last_words.clone()));
         let outcome = self.establish(child, lifecycle).await;
-        let Err(ConnectFailure::Reason(reason)) = outcome else { return outcome };
-        let _ = timeout(STDERR_GRACE, drained).await;
-        Err(ConnectFailure::Reason(match last_line.get() {
-            Some(line) => format!("{reason}; the last line of its stderr: {line}"),
-            None => reason,
-        }))
+        if outcome.is_err() {
+            let _ = timeout(STDERR_GRACE, drained).await;
+        }
+        outcome
     }
 
     /// Shakes hands and fills the catalog's part, so that nobody sees a connection without tools.
@@ -203,8 +211,9 @@ impl Supervisor {
         let events = UpstreamEvents::new(Arc::clone(&list_changed));
         let transport = TappedTransport::new(transport, Arc::clone(&state));
         let open = serve_client_with_lifecycle(events, transport, lifecycle).await.map_err(explain)?;
-        let connection = Arc::new(Connection::new(self.upstream.id().clone(), &open, state));
-        let tools = connection.list_tools().await.map_err(|error: GatewayError| ConnectFailure::Reason(error.to_string()))?;
+        let connection = Arc::new(Connection::new(&self.upstream.config, &open, state));
+        let tools =
+            connection.list_tools().await.map_err(|error: GatewayError| ConnectFailure::Reason(error.to_string()))?;
         self.catalog.replace(self.place, tools);
         Ok(Established { open, connection, list_changed })
     }

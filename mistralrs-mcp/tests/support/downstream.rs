@@ -35,7 +35,8 @@ impl Downstream {
     /// With the handshake that most clients in the field make.
     pub async fn connect(gateway: &TestGateway) -> Self {
         let mut downstream = Self::open(gateway);
-        let hello = json!({"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": {"name": "t", "version": "0"}});
+        let hello =
+            json!({"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": {"name": "t", "version": "0"}});
         let answer = downstream.request("initialize", hello).await;
         downstream.server = answer["result"].clone();
         downstream.notify("notifications/initialized", json!({})).await;

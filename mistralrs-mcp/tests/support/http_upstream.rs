@@ -91,8 +91,8 @@ impl HttpUpstream {
 
 async fn guard(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let headers = request.headers();
-    let is_allowed = gate.authorization.is_empty()
-        || headers.get("authorization").is_some_and(|value| value == gate.authorization);
+    let is_allowed =
+        gate.authorization.is_empty() || headers.get("authorization").is_some_and(|value| value == gate.authorization);
     if !is_allowed {
         return StatusCode::UNAUTHORIZED.into_response();
     }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use mistralrs_mcp::config::{GatewayConfig, HttpConfig, Secret, SecurityConfig, StdioConfig, TransportConfig, UpstreamConfig};
+use mistralrs_mcp::config::{
+    GatewayConfig, HttpConfig, Secret, SecurityConfig, StdioConfig, TransportConfig, UpstreamConfig,
+};
 use mistralrs_mcp::mcp_server::security::AccessPolicy;
 use mistralrs_mcp::rmcp::model::{CallToolResult, ContentBlock, JsonObject, Tool};
 use mistralrs_mcp::{

@@ -47,7 +47,7 @@ async fn the_reference_servers_are_listed_and_called() {
     std::fs::write(directory.path().join("note.txt"), "from a real file").unwrap();
     let mut filesystem = super::command("filesystem", "npx");
     if let TransportConfig::Stdio(stdio) = &mut filesystem.transport {
-        stdio.args = vec![FILESYSTEM.into(), directory.path().display().to_string(), "-y".into()];
+        stdio.args = vec!["-y".into(), FILESYSTEM.into(), directory.path().display().to_string()];
     }
     let mut everything = super::command("everything", "npx");
     if let TransportConfig::Stdio(stdio) = &mut everything.transport {

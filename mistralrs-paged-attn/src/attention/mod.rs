@@ -1,14 +1,12 @@
 //! Attention over block tables for one packed ragged batch, on the CPU's threads.
 //!
-//! Causal and grouped-query. A work [`Unit`](plan::Unit) is a few KV heads and queries of one sequence, so that KV is
-//! read once for a head's whole query group. Softmax is online over tiles of 64 tokens
-//! ([`kernels`](crate::kernels)), restarted for every *span* of 256 tokens and merged span by span. Tiles and spans
-//! are counted from the sequence's first token, whoever computes them: long contexts with few queries give their
-//! spans to different threads and still merge to the same bits, and so do prefills in chunks of any size.
+//! Causal and grouped-query. A work *unit* is a few KV heads and queries of one sequence, so that KV is read once for a
+//! head's whole query group. Softmax is online over *tiles* of 64 tokens (`kernels`), restarted for every *span* of 256
+//! tokens and merged span by span. Tiles and spans are counted from the sequence's first token, whoever computes them:
+//! long contexts with few queries give their spans to different threads and still merge to the same bits, and so do
+//! prefills in chunks of any size. (Counts are of blocks that are multiples of 16 tokens; others make them smaller.)
 
 mod batch;
-#[cfg(test)]
-mod perf;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -21,7 +19,7 @@ pub use batch::RaggedBatch;
 
 use crate::cache::QueryRows;
 use crate::cpu_storage::{CpuStorage, PoolGeometry};
-use crate::kernels::{ClaimedChunks, GROUPS_PER_TILE, KvElement, LANES, LOWEST, Rows, Tile, padded};
+use crate::kernels::{ClaimedChunks, GROUPS_PER_TILE, Group, KvElement, LANES, LOWEST, Rows, Tile, padded};
 use plan::{Plan, QueryTile, TILES_PER_SPAN};
 
 /// See [`KvCache::attend`](crate::KvCache::attend), which has checked that `batch`, `query` and `output` fit.
@@ -108,7 +106,7 @@ impl Workers<'_> {
     }
 }
 
-/// Floats of one row's softmax over one span: its maximum, its sum, its padded output.
+/// Floats of one row's softmax over a span: its maximum, its sum, its padded output.
 fn partial_len(geometry: &PoolGeometry) -> usize {
     2 + padded(geometry.head_size)
 }
@@ -170,8 +168,13 @@ impl Scratch {
         let num_kv_tiles = self.geometry.groups_of(tile.last_visible()).div_ceil(GROUPS_PER_TILE);
         for kv_tile in span * TILES_PER_SPAN..num_kv_tiles.min((span + 1) * TILES_PER_SPAN) {
             for (index, kv_head) in tile.kv_heads.clone().enumerate() {
-                let kv_tile = step.kv_tile(tile, kv_head, kv_tile * GROUPS_PER_TILE);
-                step.storage.isa().attend_tile(&kv_tile, &mut self.head_rows(index));
+                let (next_tile, next_head) = match kv_head + 1 {
+                    end if end == tile.kv_heads.end => ((kv_tile + 1).min(num_kv_tiles - 1), tile.kv_heads.start),
+                    next_head => (kv_tile, next_head),
+                };
+                let current = step.kv_tile(tile, kv_head, kv_tile * GROUPS_PER_TILE);
+                let ahead = step.kv_tile(tile, next_head, next_tile * GROUPS_PER_TILE);
+                step.storage.isa().attend_tile(&current, &ahead, &mut self.head_rows(index));
             }
         }
     }
@@ -193,23 +196,25 @@ impl Scratch {
     /// Adds the current span to what was merged before.
     fn merge_span(&mut self) {
         let len = partial_len(&self.geometry);
+        let mut partial = vec![0.0; len];
         for row in 0..self.max.len() {
-            let (max, sum) = (self.max[row], self.row_sum(row));
-            let merged = row_of_mut(&mut self.merged, row, len);
-            merge(merged, self.num_merged, (max, sum, row_of(&self.output, row, len - 2)));
+            self.copy_span_row(row, &mut partial);
+            merge(row_of_mut(&mut self.merged, row, len), self.num_merged, &partial);
         }
         self.num_merged += 1;
     }
 
     /// Leaves the current span for [`Self::merge_partials`], rows from chunk `first` on.
     fn store_span(&self, partials: &ClaimedChunks<'_>, first: usize) {
-        let len = partial_len(&self.geometry);
         for row in 0..self.max.len() {
-            let partial = partials.take(first + row);
-            partial[0] = self.max[row];
-            partial[1] = self.row_sum(row);
-            partial[2..].copy_from_slice(row_of(&self.output, row, len - 2));
+            self.copy_span_row(row, partials.take(first + row));
         }
+    }
+
+    fn copy_span_row(&self, row: usize, partial: &mut [f32]) {
+        partial[0] = self.max[row];
+        partial[1] = row_of(&self.sums, row, LANES).iter().sum();
+        partial[2..].copy_from_slice(row_of(&self.output, row, padded(self.geometry.head_size)));
     }
 
     /// What [`Self::merge_span`] would have made of the spans in turn.
@@ -220,7 +225,7 @@ impl Scratch {
         for span in 0..tile.num_spans {
             for row in 0..tile.num_rows() {
                 let partial = row_of(partials, first + span * tile.num_rows() + row, len);
-                merge(row_of_mut(&mut self.merged, row, len), span, (partial[0], partial[1], &partial[2..]));
+                merge(row_of_mut(&mut self.merged, row, len), span, partial);
             }
         }
     }
@@ -239,10 +244,6 @@ impl Scratch {
             }
         }
     }
-
-    fn row_sum(&self, row: usize) -> f32 {
-        row_of(&self.sums, row, LANES).iter().sum()
-    }
 }
 
 fn refill(buffer: &mut Vec<f32>, len: usize, value: f32) {
@@ -258,47 +259,47 @@ fn row_of_mut(rows: &mut [f32], row: usize, row_len: usize) -> &mut [f32] {
     &mut rows[row * row_len..][..row_len]
 }
 
-/// Merges a span's (max, sum, output) into `merged`, which holds `num_merged` spans before it. The same operations in
-/// the same order wherever spans were computed; a span that the row does not see changes no bit.
-fn merge(merged: &mut [f32], num_merged: usize, (max, sum, output): (f32, f32, &[f32])) {
+/// Merges a span's row into `merged`, which holds `num_merged` spans before it. The same operations in the same order
+/// wherever the spans were computed; a span of which the row sees nothing changes no bit.
+fn merge(merged: &mut [f32], num_merged: usize, partial: &[f32]) {
     if num_merged == 0 {
-        (merged[0], merged[1]) = (max, sum);
-        merged[2..].copy_from_slice(output);
+        merged.copy_from_slice(partial);
         return;
     }
-    let new_max = merged[0].max(max);
-    let (shrink, span_shrink) = ((merged[0] - new_max).exp2(), (max - new_max).exp2());
-    (merged[0], merged[1]) = (new_max, merged[1] * shrink + sum * span_shrink);
-    for (merged, output) in merged[2..].iter_mut().zip(output) {
-        *merged = *merged * shrink + *output * span_shrink;
+    let new_max = merged[0].max(partial[0]);
+    let (of_earlier, of_span) = ((merged[0] - new_max).exp2(), (partial[0] - new_max).exp2());
+    merged[0] = new_max;
+    // Sum and output alike.
+    for (merged, partial) in merged[1..].iter_mut().zip(&partial[1..]) {
+        *merged = *merged * of_earlier + *partial * of_span;
     }
 }
 
 impl<E: KvElement> Step<'_, E> {
     /// Lane groups `first_group..` of the sequence, as far as the last query of `tile` sees.
     fn kv_tile(&self, tile: &QueryTile, kv_head: usize, first_group: usize) -> Tile<'_, E> {
-        let PoolGeometry { head_size, block_size, num_groups, .. } = *self.storage.geometry();
+        let num_groups = self.storage.geometry().groups_of(tile.last_visible());
         let block_table = self.batch.block_table(tile.sequence);
-        let group = |group: usize| {
-            let (block, in_block) = (group / num_groups, group % num_groups * LANES);
-            let num_lanes = LANES.min(block_size - in_block);
-            let head = self.storage.head_block(self.layer, block_table[block], kv_head);
-            let keys = &head.keys[in_block * head_size..][..LANES * head_size];
-            let values = &head.values[in_block * padded(head_size)..][..num_lanes * padded(head_size)];
-            (keys, values, block * block_size + in_block, num_lanes)
-        };
-        let (keys, values, first_token, num_lanes) = group(first_group);
-        let mut kv_tile = Tile {
-            keys: [keys; GROUPS_PER_TILE],
-            values: [values; GROUPS_PER_TILE],
-            first_token: [first_token; GROUPS_PER_TILE],
-            num_lanes: [num_lanes, 0, 0, 0],
-        };
-        let num_present = self.storage.geometry().groups_of(tile.last_visible()) - first_group;
-        for at in 1..GROUPS_PER_TILE.min(num_present) {
-            (kv_tile.keys[at], kv_tile.values[at], kv_tile.first_token[at], kv_tile.num_lanes[at]) =
-                group(first_group + at);
+        let mut groups = [self.group(block_table, kv_head, first_group); GROUPS_PER_TILE];
+        for (index, group) in (first_group..).zip(&mut groups).skip(1) {
+            if index < num_groups {
+                *group = self.group(block_table, kv_head, index);
+            } else {
+                group.num_lanes = 0;
+            }
         }
-        kv_tile
+        Tile { groups }
+    }
+
+    fn group(&self, block_table: &[u32], kv_head: usize, index: usize) -> Group<'_, E> {
+        let PoolGeometry { head_size, block_size, num_groups, .. } = *self.storage.geometry();
+        let (block, in_block) = (index / num_groups, index % num_groups * LANES);
+        let head = self.storage.head_block(self.layer, block_table[block], kv_head);
+        Group {
+            keys: &head.keys[in_block * head_size..][..LANES * head_size],
+            values: &head.values[in_block * padded(head_size)..],
+            first_token: block * block_size + in_block,
+            num_lanes: LANES.min(block_size - in_block),
+        }
     }
 }

@@ -289,10 +289,10 @@ fn long_contexts_are_cut_for_idle_threads() {
         (plan.tiles.len(), plan.units.len(), plan.num_partials)
     };
     let decode = || vec![(0, 1099..1100)];
-    assert_eq!(units(decode(), 1), (3, 3, 0), "one unit per KV head");
-    assert_eq!(units(decode(), 64), (3, 3 * 5, 3 * 3 * 5), "and one per span for many threads");
+    assert_eq!(units(decode(), 1), (1, 1, 0), "all heads of a block are read together");
+    assert_eq!(units(decode(), 64), (3, 3 * 5, 3 * 3 * 5), "a unit per head and span for many threads");
     assert_eq!(units(vec![(0, 0..1024)], 2), (3 * 64, 3 * 64, 0), "a prefill has enough tiles");
-    assert_eq!(units(vec![(0, 0..1)], 64), (3, 3, 0), "a little work is not worth waking a thread");
+    assert_eq!(units(vec![(0, 0..1)], 64), (1, 1, 0), "a little work is not worth waking a thread");
 }
 
 #[test]

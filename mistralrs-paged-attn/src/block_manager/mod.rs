@@ -118,7 +118,7 @@ impl BlockManager {
     /// [`OutOfBlocks`]: the scheduler answers it by preempting, never by waiting.
     pub fn grow(&self, table: &mut BlockTable, num_tokens: usize) -> Result<(), OutOfBlocks> {
         let num_needed = num_tokens.div_ceil(self.block_size).saturating_sub(table.0.len());
-        if self.free_list.lock().try_take(num_needed, &mut table.0) {
+        if num_needed == 0 || self.free_list.lock().try_take(num_needed, &mut table.0) {
             return Ok(());
         }
         // Both locks, in order: the shortage seen above may have passed, so everything is counted again.

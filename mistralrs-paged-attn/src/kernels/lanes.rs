@@ -37,6 +37,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn keep_first(self, count: usize) -> Self;
     /// The largest lane.
     unsafe fn max_lane(self) -> f32;
+    /// Starts to bring the cache line of `address` near; any address will do, and nothing may happen.
+    unsafe fn prefetch<T>(address: *const T);
 }
 
 /// Plain arrays: the compiler vectorizes them as far as the target's baseline goes (SSE2, NEON).
@@ -148,6 +150,9 @@ impl Lanes for Portable {
     unsafe fn max_lane(self) -> f32 {
         self.0.into_iter().fold(f32::NEG_INFINITY, |highest, lane| if lane > highest { lane } else { highest })
     }
+
+    #[inline(always)]
+    unsafe fn prefetch<T>(_address: *const T) {}
 }
 
 #[cfg(test)]

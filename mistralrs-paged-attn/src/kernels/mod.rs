@@ -79,35 +79,35 @@ unsafe impl KvElement for f16 {
     }
 }
 
-/// Up to [`TILE_LEN`] consecutive tokens of one KV head, in lane groups that may lie in different blocks.
-pub(crate) struct Tile<'a, E> {
-    /// Per group `[D, LANES]`. Groups past the end of the sequence repeat the first one.
-    pub(crate) keys: [&'a [E]; GROUPS_PER_TILE],
-    /// Per group `[num_lanes, padded D]`.
-    pub(crate) values: [&'a [E]; GROUPS_PER_TILE],
-    /// Position of each group's first token.
-    pub(crate) first_token: [usize; GROUPS_PER_TILE],
-    /// Tokens of each group; 0 past the end of the sequence.
-    pub(crate) num_lanes: [usize; GROUPS_PER_TILE],
+/// Up to [`LANES`] consecutive tokens of one KV head, all in one block.
+#[derive(Clone, Copy)]
+pub(crate) struct Group<'a, E> {
+    /// `[D, LANES]`.
+    pub(crate) keys: &'a [E],
+    /// `[num_lanes or more, padded D]`.
+    pub(crate) values: &'a [E],
+    /// Position of the first token.
+    pub(crate) first_token: usize,
+    /// Tokens; 0 past the end of the sequence, where keys are any.
+    pub(crate) num_lanes: usize,
 }
 
-impl<E> Tile<'_, E> {
-    /// Tokens of `group` that a query seeing `num_visible` tokens sees.
-    fn num_shown(&self, group: usize, num_visible: usize) -> usize {
-        num_visible.saturating_sub(self.first_token[group]).min(self.num_lanes[group])
-    }
+/// Up to [`TILE_LEN`] consecutive tokens of one KV head, in lane groups that may lie in different blocks.
+pub(crate) struct Tile<'a, E> {
+    pub(crate) groups: [Group<'a, E>; GROUPS_PER_TILE],
+}
 
-    /// Whether such a query sees [`TILE_LEN`] tokens here.
-    fn is_all_shown(&self, num_visible: usize) -> bool {
-        (0..GROUPS_PER_TILE).all(|group| self.num_shown(group, num_visible) == LANES)
+impl<E: KvElement> Tile<'_, E> {
+    /// Tokens of each group that a query sees that sees `num_visible` of its sequence.
+    fn num_shown(&self, num_visible: usize) -> [usize; GROUPS_PER_TILE] {
+        self.groups.map(|group| num_visible.saturating_sub(group.first_token).min(group.num_lanes))
     }
 
     /// Panics where a kernel would read outside the groups.
     fn check(&self, head_size: usize) {
-        for group in 0..GROUPS_PER_TILE {
-            let num_lanes = self.num_lanes[group];
-            assert!(num_lanes <= LANES && self.keys[group].len() == head_size * LANES);
-            assert!(self.values[group].len() >= num_lanes * padded(head_size));
+        for group in &self.groups {
+            assert!(group.num_lanes <= LANES && group.keys.len() == head_size * LANES);
+            assert!(group.values.len() >= group.num_lanes * padded(head_size));
         }
     }
 }
@@ -179,19 +179,21 @@ impl Isa {
         all
     }
 
-    /// Adds the tokens of `tile` to the softmax of every row that sees them.
-    pub(crate) fn attend_tile<E: KvElement>(self, tile: &Tile<'_, E>, rows: &mut Rows<'_>) {
+    /// Adds the tokens of `tile` to the softmax of every row that sees them. `ahead` is what will be read next: it is
+    /// fetched from memory meanwhile, so that computing does not wait for reading nor the other way round.
+    pub(crate) fn attend_tile<E: KvElement>(self, tile: &Tile<'_, E>, ahead: &Tile<'_, E>, rows: &mut Rows<'_>) {
         tile.check(rows.head_size);
+        ahead.check(rows.head_size);
         rows.check();
         match self.0 {
             // SAFETY: `Isa::all` found the feature; buffers were checked above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { x86::attend_tile_avx512(tile, rows) },
+            Level::Avx512 => unsafe { x86::attend_tile_avx512(tile, ahead, rows) },
             // SAFETY: `Isa::all` found the features; buffers were checked above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { x86::attend_tile_avx2(tile, rows) },
+            Level::Avx2 => unsafe { x86::attend_tile_avx2(tile, ahead, rows) },
             // SAFETY: needs no feature; buffers were checked above.
-            Level::Portable => unsafe { tile::attend_narrow::<Portable, E>(tile, rows) },
+            Level::Portable => unsafe { tile::attend_narrow::<Portable, E>(tile, ahead, rows) },
         }
     }
 }

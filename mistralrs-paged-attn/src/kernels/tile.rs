@@ -17,26 +17,28 @@ use super::{GROUPS_PER_TILE, KvElement, LANES, MAX_ROWS_AT_ONCE, Rows, TILE_LEN,
 /// stay clear of slow subnormals. Masked tokens (-inf) fall under the same rule.
 const SMALLEST_POWER: f32 = -86.0;
 
-/// 2^r - 1 over r for |r| <= 1/2 (our own minimax fit): relative error of 2^r below 1e-7, exactly 1 at 0.
-const EXP2: [f32; 5] = [0.693_147, 0.240_222_42, 0.055_507_337, 0.009_671_513, 0.001_326_472_7];
+/// 2^r - 1 over r for |r| <= 1/2 (our own minimax fit): relative error of 2^r below 1.1e-7, exactly 1 at 0.
+const EXP2: [f32; 5] = [std::f32::consts::LN_2, 0.240_222_8, 0.055_505_6, 0.009_669_708, 0.001_330_026_4];
 
 /// For lanes that are one register: four lane groups at once.
 ///
 /// # Safety
 /// The CPU must have the features of `L`; `tile` and `rows` must have passed their checks for the same head size.
 #[inline(always)]
-pub(super) unsafe fn attend_wide<L: Lanes, E: KvElement>(tile: &Tile<'_, E>, rows: &mut Rows<'_>) {
+pub(super) unsafe fn attend_wide<L: Lanes, E: KvElement>(tile: &Tile<'_, E>, ahead: &Tile<'_, E>, rows: &mut Rows<'_>) {
     let mut first = 0;
     while let Some(num_rows) = rows_at_once(first, rows.num_visible.len()) {
+        // Fetched along with the first rows.
+        let ahead = if first == 0 { ahead } else { tile };
         // SAFETY: `first + num_rows` is within the rows, the rest is the caller's promise.
         unsafe {
             match num_rows {
-                1 => attend_rows::<L, E, 1, 4>(tile, rows, first),
-                2 => attend_rows::<L, E, 2, 4>(tile, rows, first),
-                3 => attend_rows::<L, E, 3, 4>(tile, rows, first),
-                4 => attend_rows::<L, E, 4, 4>(tile, rows, first),
-                5 => attend_rows::<L, E, 5, 4>(tile, rows, first),
-                _ => attend_rows::<L, E, MAX_ROWS_AT_ONCE, 4>(tile, rows, first),
+                1 => attend_rows::<L, E, 1, 4>(tile, ahead, rows, first),
+                2 => attend_rows::<L, E, 2, 4>(tile, ahead, rows, first),
+                3 => attend_rows::<L, E, 3, 4>(tile, ahead, rows, first),
+                4 => attend_rows::<L, E, 4, 4>(tile, ahead, rows, first),
+                5 => attend_rows::<L, E, 5, 4>(tile, ahead, rows, first),
+                _ => attend_rows::<L, E, MAX_ROWS_AT_ONCE, 4>(tile, ahead, rows, first),
             }
         }
         first += num_rows;
@@ -48,18 +50,24 @@ pub(super) unsafe fn attend_wide<L: Lanes, E: KvElement>(tile: &Tile<'_, E>, row
 /// # Safety
 /// The CPU must have the features of `L`; `tile` and `rows` must have passed their checks for the same head size.
 #[inline(always)]
-pub(super) unsafe fn attend_narrow<L: Lanes, E: KvElement>(tile: &Tile<'_, E>, rows: &mut Rows<'_>) {
+pub(super) unsafe fn attend_narrow<L: Lanes, E: KvElement>(
+    tile: &Tile<'_, E>,
+    ahead: &Tile<'_, E>,
+    rows: &mut Rows<'_>,
+) {
     let mut first = 0;
     while let Some(num_rows) = rows_at_once(first, rows.num_visible.len()) {
+        // Fetched along with the first rows.
+        let ahead = if first == 0 { ahead } else { tile };
         // SAFETY: `first + num_rows` is within the rows, the rest is the caller's promise.
         unsafe {
             match num_rows {
-                1 => attend_rows::<L, E, 1, 4>(tile, rows, first),
-                2 => attend_rows::<L, E, 2, 2>(tile, rows, first),
-                3 => attend_rows::<L, E, 3, 2>(tile, rows, first),
-                4 => attend_rows::<L, E, 4, 1>(tile, rows, first),
-                5 => attend_rows::<L, E, 5, 1>(tile, rows, first),
-                _ => attend_rows::<L, E, MAX_ROWS_AT_ONCE, 1>(tile, rows, first),
+                1 => attend_rows::<L, E, 1, 4>(tile, ahead, rows, first),
+                2 => attend_rows::<L, E, 2, 2>(tile, ahead, rows, first),
+                3 => attend_rows::<L, E, 3, 2>(tile, ahead, rows, first),
+                4 => attend_rows::<L, E, 4, 1>(tile, ahead, rows, first),
+                5 => attend_rows::<L, E, 5, 1>(tile, ahead, rows, first),
+                _ => attend_rows::<L, E, MAX_ROWS_AT_ONCE, 1>(tile, ahead, rows, first),
             }
         }
         first += num_rows;
@@ -73,51 +81,57 @@ fn rows_at_once(first: usize, num_rows: usize) -> Option<usize> {
     (left > 0).then(|| left.div_ceil(left.div_ceil(MAX_ROWS_AT_ONCE)))
 }
 
+/// What one tile weighs, for `R` rows.
+struct Weights<const R: usize> {
+    /// By row and token: scores at first, then weights relative to the row's maximum so far.
+    of_tokens: [[f32; TILE_LEN]; R],
+    /// By row: what the sums and the output of earlier tiles shrink by.
+    of_earlier: [f32; LANES],
+    /// By group: tokens that the last row sees, which sees most.
+    num_shown: [usize; GROUPS_PER_TILE],
+}
+
 /// `R` rows from `first` on, `W` vectors of scores or output at once per row.
 #[inline(always)]
 unsafe fn attend_rows<L: Lanes, E: KvElement, const R: usize, const W: usize>(
     tile: &Tile<'_, E>,
+    ahead: &Tile<'_, E>,
     rows: &mut Rows<'_>,
     first: usize,
 ) {
-    let (least_visible, most_visible) = (rows.num_visible[first], rows.num_visible[first + R - 1]);
-    if most_visible <= tile.first_token[0] {
+    let num_shown = tile.num_shown(rows.num_visible[first + R - 1]);
+    if num_shown[0] == 0 {
         return;
     }
-    let mut weights = [[0.0; TILE_LEN]; R];
+    let mut weights = Weights { of_tokens: [[0.0; TILE_LEN]; R], of_earlier: [0.0; LANES], num_shown };
     // SAFETY: the caller promises the features of `L`, rows up to `first + R`, and checked buffers.
     unsafe {
-        score::<L, E, R, W>(tile, rows, first, &mut weights);
-        if !tile.is_all_shown(least_visible) {
-            for (row, weights) in weights.iter_mut().enumerate() {
-                hide::<L, E>(tile, rows.num_visible[first + row], weights);
-            }
+        score::<L, E, R, W>(tile, ahead, rows, first, &mut weights);
+        if tile.num_shown(rows.num_visible[first]) != [LANES; GROUPS_PER_TILE] {
+            hide::<L, E, R>(tile, rows, first, &mut weights);
         }
-        let shrink = soften::<L, R>(rows, first, &mut weights);
-        let mut shown = [0; GROUPS_PER_TILE];
-        for (group, shown) in shown.iter_mut().enumerate() {
-            *shown = tile.num_shown(group, most_visible);
-        }
+        soften::<L, R>(rows, first, &mut weights);
         let num_vectors = padded(rows.head_size) / LANES;
         let mut column = 0;
         while column + W <= num_vectors {
-            accumulate::<L, E, R, W>(tile, rows, first, (&weights, &shrink, &shown), column);
+            accumulate::<L, E, R, W>(tile, ahead, rows, first, &weights, column);
             column += W;
         }
         while column < num_vectors {
-            accumulate::<L, E, R, 1>(tile, rows, first, (&weights, &shrink, &shown), column);
+            accumulate::<L, E, R, 1>(tile, ahead, rows, first, &weights, column);
             column += 1;
         }
     }
 }
 
-/// `scores[r][t]` = query r . key t. One chain of multiply-adds per score, in order of dimension.
+/// Score of row r and token t = query r . key t. One chain of multiply-adds per score, in order of dimension.
 #[inline(always)]
 unsafe fn score<L: Lanes, E: KvElement, const R: usize, const W: usize>(
     tile: &Tile<'_, E>,
+    ahead: &Tile<'_, E>,
     rows: &Rows<'_>,
     first: usize,
-    scores: &mut [[f32; TILE_LEN]; R],
+    weights: &mut Weights<R>,
 ) {
     let head_size = rows.head_size;
     // SAFETY: keys are `[D, LANES]` per group and queries `[rows, D]` by the checks; scores are `TILE_LEN` per row.
@@ -125,14 +139,17 @@ unsafe fn score<L: Lanes, E: KvElement, const R: usize, const W: usize>(
         let query = rows.query.as_ptr().add(first * head_size);
         for group in (0..GROUPS_PER_TILE).step_by(W) {
             let mut sums = [[L::splat(0.0); W]; R];
-            let mut keys = [tile.keys[0].as_ptr(); W];
+            let mut keys = [tile.groups[group].keys.as_ptr(); W];
+            let mut keys_ahead = keys;
             for w in 0..W {
-                keys[w] = tile.keys[group + w].as_ptr();
+                keys[w] = tile.groups[group + w].keys.as_ptr();
+                keys_ahead[w] = ahead.groups[group + w].keys.as_ptr();
             }
             for dim in 0..head_size {
                 let mut key = [L::splat(0.0); W];
                 for w in 0..W {
                     key[w] = E::load(keys[w].add(dim * LANES));
+                    L::prefetch(keys_ahead[w].wrapping_add(dim * LANES));
                 }
                 for r in 0..R {
                     let query = L::splat(*query.add(r * head_size + dim));
@@ -143,54 +160,57 @@ unsafe fn score<L: Lanes, E: KvElement, const R: usize, const W: usize>(
             }
             for r in 0..R {
                 for w in 0..W {
-                    sums[r][w].store(scores[r].as_mut_ptr().add((group + w) * LANES));
+                    sums[r][w].store(weights.of_tokens[r].as_mut_ptr().add((group + w) * LANES));
                 }
             }
         }
     }
 }
 
-/// Sets the scores of tokens that the row does not see to -inf, whatever was computed from memory there.
+/// Sets the scores of tokens that a row does not see to -inf, whatever was computed from memory there.
 #[inline(always)]
-unsafe fn hide<L: Lanes, E>(tile: &Tile<'_, E>, num_visible: usize, scores: &mut [f32; TILE_LEN]) {
-    for group in 0..GROUPS_PER_TILE {
-        // SAFETY: a group's lanes are within the tile's scores; the features are the caller's promise.
-        unsafe {
-            let scores = scores.as_mut_ptr().add(group * LANES);
-            L::load(scores).keep_first(tile.num_shown(group, num_visible)).store(scores);
+unsafe fn hide<L: Lanes, E: KvElement, const R: usize>(
+    tile: &Tile<'_, E>,
+    rows: &Rows<'_>,
+    first: usize,
+    weights: &mut Weights<R>,
+) {
+    for r in 0..R {
+        let num_shown = tile.num_shown(rows.num_visible[first + r]);
+        for group in 0..GROUPS_PER_TILE {
+            // SAFETY: a group's lanes are within the row's scores; the features are the caller's promise.
+            unsafe {
+                let scores = weights.of_tokens[r].as_mut_ptr().add(group * LANES);
+                L::load(scores).keep_first(num_shown[group]).store(scores);
+            }
         }
     }
 }
 
-/// Turns scores into weights relative to each row's new maximum and adds them to the sums. Returns, by row, what
-/// earlier output shrinks by.
+/// Turns scores into weights relative to each row's new maximum and adds them to the row's sums.
 #[inline(always)]
-unsafe fn soften<L: Lanes, const R: usize>(
-    rows: &mut Rows<'_>,
-    first: usize,
-    weights: &mut [[f32; TILE_LEN]; R],
-) -> [f32; LANES] {
-    let mut shrink = [0.0; LANES];
+unsafe fn soften<L: Lanes, const R: usize>(rows: &mut Rows<'_>, first: usize, weights: &mut Weights<R>) {
     // SAFETY: four vectors per row of weights, one of sums per row, by type and by the checks; features as promised.
     unsafe {
         for r in 0..R {
-            let scores = weights[r].as_ptr();
+            let scores = weights.of_tokens[r].as_ptr();
             let mut highest = L::load(scores);
             for group in 1..GROUPS_PER_TILE {
                 highest = highest.max(L::load(scores.add(group * LANES)));
             }
             let (highest, max) = (highest.max_lane(), &mut rows.max[first + r]);
             let new_max = if highest > *max { highest } else { *max };
-            shrink[r] = *max - new_max;
+            weights.of_earlier[r] = *max - new_max;
             *max = new_max;
         }
-        exp2_or_zero(L::load(shrink.as_ptr())).store(shrink.as_mut_ptr());
+        let of_earlier = weights.of_earlier.as_mut_ptr();
+        exp2_or_zero(L::load(of_earlier)).store(of_earlier);
         for r in 0..R {
             let max = L::splat(rows.max[first + r]);
             let sums = rows.sums.as_mut_ptr().add((first + r) * LANES);
-            let mut sum = L::load(sums).mul(L::splat(shrink[r]));
+            let mut sum = L::load(sums).mul(L::splat(weights.of_earlier[r]));
             for group in 0..GROUPS_PER_TILE {
-                let scores = weights[r].as_mut_ptr().add(group * LANES);
+                let scores = weights.of_tokens[r].as_mut_ptr().add(group * LANES);
                 let weight = exp2_or_zero(L::load(scores).sub(max));
                 weight.store(scores);
                 sum = sum.add(weight);
@@ -198,7 +218,6 @@ unsafe fn soften<L: Lanes, const R: usize>(
             sum.store(sums);
         }
     }
-    shrink
 }
 
 /// 2^x for x <= 0.
@@ -218,36 +237,41 @@ unsafe fn exp2_or_zero<L: Lanes>(power: L) -> L {
     }
 }
 
-/// `output[r] = output[r] * shrink[r] + sum over shown tokens of weight * value`, in token order, for `W` vectors of
-/// the head from `column` on. Tokens that no row sees are not read; to a row that does not see one its weight is 0.
+/// Output of row r = its output so far * weight of earlier tiles + sum over shown tokens of weight * value, in token
+/// order, for `W` vectors of the head from `column` on. Tokens that no row sees are not read; to a row that does not
+/// see one its weight is 0.
 #[inline(always)]
 unsafe fn accumulate<L: Lanes, E: KvElement, const R: usize, const W: usize>(
     tile: &Tile<'_, E>,
+    ahead: &Tile<'_, E>,
     rows: &mut Rows<'_>,
     first: usize,
-    (weights, shrink, shown): (&[[f32; TILE_LEN]; R], &[f32; LANES], &[usize; GROUPS_PER_TILE]),
+    weights: &Weights<R>,
     column: usize,
 ) {
     let row_len = padded(rows.head_size);
-    // SAFETY: values are `[lanes, padded D]` per group with `shown <= lanes`, output `[rows, padded D]`, by the checks.
+    // SAFETY: values are `[lanes, padded D]` per group with no more shown than there are lanes, and output is
+    // `[rows, padded D]`, by the checks.
     unsafe {
         let output = rows.output.as_mut_ptr().add(first * row_len + column * LANES);
         let mut sums = [[L::splat(0.0); W]; R];
         for r in 0..R {
-            let shrink = L::splat(shrink[r]);
+            let of_earlier = L::splat(weights.of_earlier[r]);
             for w in 0..W {
-                sums[r][w] = L::load(output.add(r * row_len + w * LANES)).mul(shrink);
+                sums[r][w] = L::load(output.add(r * row_len + w * LANES)).mul(of_earlier);
             }
         }
         for group in 0..GROUPS_PER_TILE {
-            let values = tile.values[group].as_ptr().add(column * LANES);
-            for lane in 0..shown[group] {
+            let values = tile.groups[group].values.as_ptr().add(column * LANES);
+            let values_ahead = ahead.groups[group].values.as_ptr().wrapping_add(column * LANES);
+            for lane in 0..weights.num_shown[group] {
                 let mut value = [L::splat(0.0); W];
                 for w in 0..W {
                     value[w] = E::load(values.add(lane * row_len + w * LANES));
+                    L::prefetch(values_ahead.wrapping_add(lane * row_len + w * LANES));
                 }
                 for r in 0..R {
-                    let weight = L::splat(weights[r][group * LANES + lane]);
+                    let weight = L::splat(weights.of_tokens[r][group * LANES + lane]);
                     for w in 0..W {
                         sums[r][w] = weight.mul_add(value[w], sums[r][w]);
                     }

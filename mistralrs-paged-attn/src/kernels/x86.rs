@@ -1,13 +1,14 @@
 //! AVX-512 and AVX2 lanes, and the kernels compiled for each.
 
 use core::arch::x86_64::{
-    __m256, __m512, _CMP_NLT_UQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128, _mm256_add_epi32,
-    _mm256_add_ps, _mm256_and_ps, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cmp_ps,
-    _mm256_cmpgt_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_max_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
-    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_cvtph_ps,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps,
-    _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_storeu_ps, _mm512_sub_ps,
+    __m256, __m512, _CMP_NLT_UQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_loadu_si128,
+    _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_blendv_ps, _mm256_castps_si256,
+    _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cmpgt_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setr_epi32, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps,
+    _mm512_cmp_ps_mask, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps,
+    _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_ps,
+    _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 use half::f16;
@@ -18,17 +19,17 @@ use super::{KvElement, LANES, Rows, Tile, tile};
 /// # Safety
 /// The CPU must have AVX-512F; `tile` and `rows` must have passed their checks for the same head size.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn attend_tile_avx512<E: KvElement>(tile: &Tile<'_, E>, rows: &mut Rows<'_>) {
+pub(super) unsafe fn attend_tile_avx512<E: KvElement>(tile: &Tile<'_, E>, ahead: &Tile<'_, E>, rows: &mut Rows<'_>) {
     // SAFETY: the caller's promises are the callee's.
-    unsafe { tile::attend_wide::<Avx512, E>(tile, rows) }
+    unsafe { tile::attend_wide::<Avx512, E>(tile, ahead, rows) }
 }
 
 /// # Safety
 /// The CPU must have AVX2, FMA and F16C; `tile` and `rows` must have passed their checks for the same head size.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn attend_tile_avx2<E: KvElement>(tile: &Tile<'_, E>, rows: &mut Rows<'_>) {
+pub(super) unsafe fn attend_tile_avx2<E: KvElement>(tile: &Tile<'_, E>, ahead: &Tile<'_, E>, rows: &mut Rows<'_>) {
     // SAFETY: the caller's promises are the callee's.
-    unsafe { tile::attend_narrow::<Avx2, E>(tile, rows) }
+    unsafe { tile::attend_narrow::<Avx2, E>(tile, ahead, rows) }
 }
 
 /// One 512-bit register.
@@ -122,6 +123,12 @@ impl Lanes for Avx512 {
     #[target_feature(enable = "avx512f")]
     unsafe fn max_lane(self) -> f32 {
         _mm512_reduce_max_ps(self.0)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn prefetch<T>(address: *const T) {
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
 }
 
@@ -241,5 +248,11 @@ impl Lanes for Avx2 {
         // SAFETY: the array has room for one register.
         unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_max_ps(self.0, self.1)) };
         lanes.into_iter().fold(f32::NEG_INFINITY, |highest, lane| if lane > highest { lane } else { highest })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn prefetch<T>(address: *const T) {
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
 }

@@ -225,7 +225,51 @@ fn the_printed_configuration_has_no_secrets_and_names_variables() {
         flags: "",
     };
     let printed = case.configuration().unwrap().to_redacted_toml();
-    insta::assert_snapshot!(printed, @"");
+    insta::assert_snapshot!(printed, @r#"
+    [server]
+    port = 1234
+    serve_ip = "127.0.0.1"
+    api_keys = ["***"]
+    log = "info"
+    log_format = "text"
+    max_body_bytes = 4194304
+    max_connections = 1024
+    request_timeout_secs = 3600
+    drain_timeout_secs = 30
+
+    [server.cors]
+    allow_origins = []
+    allow_methods = []
+
+    [model]
+    format = "auto"
+    model_id = "${HOME}/model"
+    token_source = "***"
+
+    [engine]
+    max_seqs = 32
+    max_num_batched_tokens = 512
+    max_waiting_requests = 256
+    prefix_cache_n = 16
+    paged_attn = "auto"
+    pa_block_size = 32
+    pa_cache_type = "auto"
+    cpu = false
+
+    [prometheus_locks]
+    enabled = true
+    metrics_endpoint = "/metrics"
+
+    [http_mcp]
+    api_keys = []
+    allowed_hosts = []
+
+    [http_mcp.rate_limit]
+
+    [http_mcp.cors]
+    allow_origins = []
+    allow_methods = []
+    "#);
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! Who calls: API keys, as `Authorization: Bearer <key>` or `X-API-Key: <key>`.
 //! Keys are kept as hashes, compared in constant time, and never logged.
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use mistralrs_mcp::Principal;
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::error::EndpointError;
 
+/// The header for clients that cannot send `Authorization`.
+pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const BEARER: &[u8] = b"bearer ";
 
 /// The keys that may call.
@@ -58,7 +60,7 @@ fn presented_key(headers: &HeaderMap) -> Option<&[u8]> {
         let (scheme, key) = value.as_bytes().split_at_checked(BEARER.len())?;
         scheme.eq_ignore_ascii_case(BEARER).then_some(key)
     });
-    let key = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes))?;
+    let key = bearer.or_else(|| headers.get(API_KEY).map(HeaderValue::as_bytes))?;
     Some(key.trim_ascii()).filter(|key| !key.is_empty())
 }
 

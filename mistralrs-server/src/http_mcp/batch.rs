@@ -24,7 +24,10 @@ impl Endpoint {
         members: Vec<Result<ClientJsonRpcMessage, Refusal>>,
         accept: Accept,
     ) -> Result<Response, Refusal> {
-        let session = session_id(&parts.headers);
+        let session = match self.handshake_only.find(&parts.headers)? {
+            Some(_) => None,
+            None => session_id(&parts.headers),
+        };
         let version = match &session {
             Some(id) => self.sessions.lease(id, principal(&parts))?.version.clone(),
             None => supported_version(&parts.headers)?.unwrap_or(ProtocolVersion::V_2025_03_26),

@@ -26,6 +26,7 @@ use super::Endpoint;
 use super::accept::{Accept, Events};
 use super::answer::{AnswerPlan, Closing, Messages, Streaming, answer, listen};
 use super::error::{EndpointError, Refusal};
+use super::handshake_only::HandshakeOnly;
 use super::incoming::Payload;
 use super::metrics::MethodLabel;
 use super::modern::Lifetime;
@@ -33,10 +34,7 @@ use super::stateless::{Answering, StatelessCall};
 
 /// A body arrives within this time, or the sender is slow on purpose.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-const SESSION_ID: &str = "mcp-session-id";
-/// The session id of clients of 2024-11-05. That revision knew none, and its clients (candle-vllm is one) never shake hands
-/// again when a session is gone. This one names no state, so that it neither expires nor ends with the process.
-const STATELESS_SESSION: &str = "stateless";
+pub(super) const SESSION_ID: &str = "mcp-session-id";
 const PROTOCOL_VERSION: &str = "mcp-protocol-version";
 /// Methods that 2026-07-28 has no more.
 const REMOVED_METHODS: [&str; 5] =
@@ -93,7 +91,7 @@ impl Endpoint {
             ClientJsonRpcMessage::Request(request) => Some(request.id.clone()),
             _ => None,
         };
-        let answered = match world_of(&parts.headers, &message) {
+        let answered = match self.world_of(&parts.headers, &message) {
             Ok(World::Modern) => {
                 let lifetime = lifetime_of(&message);
                 Ok(self.modern.answer(parts, with_token(message, body, accept), accept, lifetime).await)
@@ -104,6 +102,27 @@ impl Endpoint {
             Err(error) => Err(error),
         };
         answered.map_err(|error| Refusal { id, error })
+    }
+
+    /// # Errors
+    /// [`EndpointError::UnsupportedVersion`] for a version in the header that nobody knows, `UnknownSession`.
+    fn world_of(&self, headers: &HeaderMap, message: &ClientJsonRpcMessage) -> Result<World, EndpointError> {
+        if let ClientJsonRpcMessage::Request(request) = message {
+            match &request.request {
+                // The handshake belongs to the revisions that have one, whatever version it names; with
+                // the id of a session that is gone, it opens a new one.
+                ClientRequest::InitializeRequest(_) => return Ok(World::Handshake),
+                ClientRequest::DiscoverRequest(_) => return Ok(World::Modern),
+                request if request.get_meta().protocol_version().is_some() => return Ok(World::Modern),
+                _ => {}
+            }
+        }
+        match supported_version(headers)? {
+            Some(version) if is_modern(&version) => Ok(World::Modern),
+            // A client that shook hands reads its answers as a client does: nothing comes after the response.
+            _ if self.handshake_only.find(headers)?.is_some() => Ok(World::Stateless(Closing::Nothing)),
+            _ => Ok(session_id(headers).map_or(World::Stateless(Closing::Done), World::Session)),
+        }
     }
 
     async fn without_session(
@@ -158,7 +177,7 @@ impl Endpoint {
         let plan = AnswerPlan { accept, streaming: Streaming::IfNeeded, closing: Closing::Nothing };
         let (id, messages): (Option<HeaderValue>, Messages) = match message {
             ClientJsonRpcMessage::Request(request) if knows_no_sessions(&request) => {
-                (Some(HeaderValue::from_static(STATELESS_SESSION)), self.call(request, parts))
+                (Some(HandshakeOnly::issue()), self.call(request, parts))
             }
             message => {
                 let principal = principal(&parts).clone();
@@ -178,6 +197,9 @@ impl Endpoint {
     /// GET: the stream from server to client. It ends when the server shuts down, which waits for open bodies.
     async fn open_stream(&self, parts: Parts) -> Result<Response, EndpointError> {
         supported_version(&parts.headers)?;
+        if self.handshake_only.find(&parts.headers)?.is_some() {
+            return Err(EndpointError::StreamNeedsSession);
+        }
         let id = session_id(&parts.headers).ok_or(EndpointError::StreamNeedsSession)?;
         if Accept::from_headers(&parts.headers)?.events == Events::Refused {
             return Err(EndpointError::NotAcceptable);
@@ -189,11 +211,12 @@ impl Endpoint {
     }
 
     async fn end_session(&self, parts: &Parts) -> Result<Response, EndpointError> {
-        if names_stateless_session(&parts.headers) {
-            return Ok(StatusCode::NO_CONTENT.into_response());
+        if let Some(id) = self.handshake_only.find(&parts.headers)? {
+            self.handshake_only.end(id);
+        } else {
+            let id = session_id(&parts.headers).ok_or(EndpointError::UnknownSession)?;
+            self.sessions.close(self.sessions.lease(&id, principal(parts))?).await;
         }
-        let id = session_id(&parts.headers).ok_or(EndpointError::UnknownSession)?;
-        self.sessions.close(self.sessions.lease(&id, principal(parts))?).await;
         Ok(StatusCode::NO_CONTENT.into_response())
     }
 }
@@ -203,27 +226,6 @@ enum World {
     Handshake,
     Session(String),
     Stateless(Closing),
-}
-
-/// # Errors
-/// [`EndpointError::UnsupportedVersion`] for a version in the header that nobody knows.
-fn world_of(headers: &HeaderMap, message: &ClientJsonRpcMessage) -> Result<World, EndpointError> {
-    if let ClientJsonRpcMessage::Request(request) = message {
-        match &request.request {
-            // The handshake belongs to the revisions that have one, whatever version it names; with
-            // the id of a session that is gone, it opens a new one.
-            ClientRequest::InitializeRequest(_) => return Ok(World::Handshake),
-            ClientRequest::DiscoverRequest(_) => return Ok(World::Modern),
-            request if request.get_meta().protocol_version().is_some() => return Ok(World::Modern),
-            _ => {}
-        }
-    }
-    match supported_version(headers)? {
-        Some(version) if is_modern(&version) => Ok(World::Modern),
-        // A client that shook hands reads its answers as a client does: nothing comes after the response.
-        _ if names_stateless_session(headers) => Ok(World::Stateless(Closing::Nothing)),
-        _ => Ok(session_id(headers).map_or(World::Stateless(Closing::Done), World::Session)),
-    }
 }
 
 fn is_modern(version: &ProtocolVersion) -> bool {
@@ -258,14 +260,8 @@ pub(super) fn supported_version(headers: &HeaderMap) -> Result<Option<ProtocolVe
     known.cloned().map(Some).ok_or_else(unsupported)
 }
 
-/// The id of a session that has state.
 pub(super) fn session_id(headers: &HeaderMap) -> Option<String> {
-    let id = headers.get(SESSION_ID)?.to_str().ok()?;
-    (id != STATELESS_SESSION).then(|| id.to_owned())
-}
-
-fn names_stateless_session(headers: &HeaderMap) -> bool {
-    headers.get(SESSION_ID).is_some_and(|id| id == STATELESS_SESSION)
+    Some(headers.get(SESSION_ID)?.to_str().ok()?.to_owned())
 }
 
 fn knows_no_sessions(request: &JsonRpcRequest<ClientRequest>) -> bool {

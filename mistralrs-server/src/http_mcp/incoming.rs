@@ -20,6 +20,9 @@ use super::error::{EndpointError, Refusal};
 /// Messages in one batch: enough for any client seen, few enough that one body cannot start a flood of calls.
 pub(super) const MAX_BATCH: usize = 64;
 
+/// Levels of nesting: serde_json's own limit, found before what is skipped unread could hide more.
+const MAX_DEPTH: usize = 128;
+
 /// What a POST body holds.
 #[derive(Debug)]
 pub(super) enum Payload {
@@ -34,6 +37,9 @@ impl Payload {
     /// `InvalidParams` for a known method whose params do not fit it.
     pub fn parse(body: &[u8]) -> Result<Self, Refusal> {
         let text = std::str::from_utf8(body).map_err(|error| EndpointError::Parse(error.to_string()))?;
+        if depth(text) > MAX_DEPTH {
+            return Err(EndpointError::Parse(format!("nested deeper than {MAX_DEPTH} levels")).into());
+        }
         if !text.trim_ascii_start().starts_with('[') {
             return Ok(Self::One(Box::new(parse_message(text)?)));
         }
@@ -139,6 +145,34 @@ fn typed<R: DeserializeOwned + Into<ClientRequest>>(text: &str) -> Result<Client
     serde_json::from_str::<R>(text).map(Into::into)
 }
 
+/// How deep arrays and objects are nested in what may be JSON.
+fn depth(text: &str) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'[' | b'{' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b'"' => skip_string(&mut bytes),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+fn skip_string(bytes: &mut impl Iterator<Item = u8>) {
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => return,
+            b'\\' => drop(bytes.next()),
+            _ => {}
+        }
+    }
+}
+
 fn reject_json(error: &serde_json::Error) -> EndpointError {
     match error.classify() {
         Category::Data => EndpointError::InvalidRequest(format!("not a JSON-RPC message: {error}")),
@@ -226,6 +260,17 @@ mod tests {
         }
         assert_eq!(Payload::parse(b"\"\xff\"").unwrap_err().error.kind(), "parse_error");
         check(&"[".repeat(100_000), "parse_error for -");
+    }
+
+    #[test]
+    fn nesting_deeper_than_any_stack_is_a_parse_error() {
+        let (open, close) = ("[".repeat(100_000), "]".repeat(100_000));
+        for params in [format!("{open}{close}"), format!(r#"{{"name":"t","arguments":{{"a":{open}{close}}}}}"#)] {
+            let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}"#);
+            assert_eq!(Payload::parse(body.as_bytes()).unwrap_err().error.kind(), "parse_error");
+        }
+        let brackets = format!(r#"{{"jsonrpc":"2.0","id":"\"{open}","method":"ping"}}"#);
+        assert!(Payload::parse(brackets.as_bytes()).is_ok(), "brackets in a string nest nothing");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod auth;
 mod batch;
 mod dispatch;
 mod error;
+mod handshake_only;
 mod incoming;
 mod metrics;
 mod modern;
@@ -32,6 +33,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Extension, Json, Router};
+use http::header;
 use http::request::Parts;
 use mistralrs_mcp::{Gateway, GatewayHandler, Principal};
 use prometheus::Registry;
@@ -40,10 +42,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::auth::ApiKeys;
 use self::error::EndpointError;
+use self::handshake_only::HandshakeOnly;
 use self::metrics::EndpointMetrics;
 use self::modern::Modern;
 use self::origin::OriginPolicy;
-use self::rate_limit::{RateLimits, RateStatus};
+use self::rate_limit::{Exceeded, RateLimits, RateStatus};
 use self::sessions::Sessions;
 use crate::config::HttpMcpConfig;
 
@@ -61,6 +64,7 @@ struct Endpoint {
     gateway: Arc<Gateway>,
     handler: GatewayHandler,
     sessions: Sessions,
+    handshake_only: HandshakeOnly,
     modern: Modern<GatewayHandler>,
     origins: OriginPolicy,
     keys: ApiKeys,
@@ -90,6 +94,7 @@ impl HttpMcp {
             handler,
             gateway,
             sessions: Sessions::new(),
+            handshake_only: HandshakeOnly::new(),
             origins: OriginPolicy::new(config),
             keys: ApiKeys::new(&config.api_keys),
             limits: config.rate_limit.as_ref().map(|limits| RateLimits::new(limits, config.api_keys.len())),
@@ -152,21 +157,28 @@ async fn guard(State(endpoint): State<Arc<Endpoint>>, request: Request<Body>, ne
 impl Endpoint {
     fn admit(&self, parts: &mut Parts) -> (Result<(), EndpointError>, Option<RateStatus>) {
         let authenticated = self.origins.check(parts).and_then(|()| self.keys.authenticate(&parts.headers));
-        let principal = match authenticated {
-            Ok(principal) => principal,
-            Err(error) => return (Err(error), None),
-        };
-        let admitted = match &self.limits {
-            Some(limits) => limits.admit(&principal, client_address(parts), NonZeroU32::MIN),
-            None => Ok(None),
-        };
-        parts.extensions.insert(principal);
-        match admitted {
-            Ok(status) => (Ok(()), status),
-            Err(exceeded) => {
-                let status = exceeded.0;
-                (Err(exceeded.into()), Some(status))
+        // They have served, and go no further: neither into logs nor to upstreams.
+        parts.headers.remove(header::AUTHORIZATION);
+        parts.headers.remove(auth::API_KEY);
+
+        let address = client_address(parts);
+        let limits = self.limits.as_ref();
+        let (outcome, admitted) = match authenticated {
+            Ok(principal) => {
+                let admitted = limits.map(|limits| limits.admit(&principal, address, NonZeroU32::MIN));
+                parts.extensions.insert(principal);
+                (Ok(()), admitted)
             }
+            // Who guesses keys is limited like who has none, and takes nothing from the callers who have one.
+            Err(error @ EndpointError::Unauthorized(_)) => {
+                (Err(error), limits.map(|limits| limits.admit_stranger(address)))
+            }
+            Err(error) => (Err(error), None),
+        };
+        match admitted {
+            None => (outcome, None),
+            Some(Ok(status)) => (outcome, status),
+            Some(Err(Exceeded(status))) => (Err(Exceeded(status).into()), Some(status)),
         }
     }
 }

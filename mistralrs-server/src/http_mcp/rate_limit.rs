@@ -115,6 +115,14 @@ impl<C: Clock + Clone> RateLimits<C> {
         Ok(own.into_iter().chain(common).min_by_key(|status| status.remaining))
     }
 
+    /// Counts a request that showed no valid key, by its address alone.
+    ///
+    /// # Errors
+    /// [`Exceeded`].
+    pub fn admit_stranger(&self, address: IpAddr) -> Result<Option<RateStatus>, Exceeded> {
+        self.take(self.per_ip.as_ref(), self.address_slot(address), NonZeroU32::MIN)
+    }
+
     fn take(
         &self,
         limiter: Option<&Limiter<C>>,

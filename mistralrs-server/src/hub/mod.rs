@@ -162,8 +162,10 @@ impl Wanted {
     /// Decides by the names of the files that are there.
     fn among(names: &[String], selector: &ModelSelector) -> Result<Self, String> {
         let ggufs: Vec<&str> = names.iter().map(String::as_str).filter(|name| name.ends_with(".gguf")).collect();
-        let has_safetensors =
-            names.iter().any(|name| name == "config.json") && names.iter().any(|name| name.ends_with(".safetensors"));
+        let has = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
+        // A directory with config.json and no weights at all is the loader's to complain about: it knows more. Many
+        // repositories of GGUF files have a config.json too.
+        let has_safetensors = names.iter().any(|name| name == "config.json") && (has(".safetensors") || ggufs.is_empty());
         match (selector.format, selector.file.as_deref()) {
             (ModelFormat::Gguf, Some(file)) if ggufs.contains(&file) || names.iter().any(|name| name == file) => {
                 Ok(Self::Gguf(file.to_owned()))

@@ -51,20 +51,43 @@ async fn render_chat_stream(num_choices: usize, events: Vec<TextEvent>, usage_re
 #[tokio::test]
 async fn a_chat_stream_begins_with_the_role_and_ends_with_a_reason_and_done() {
     let events = vec![delta(0, "Hel"), delta(0, ""), delta(0, "lo"), finished(0, FinishReason::Stop)];
-    insta::assert_snapshot!(render_chat_stream(1, events, UsageReport::Omit).await, @"");
+    insta::assert_snapshot!(render_chat_stream(1, events, UsageReport::Omit).await, @r#"
+    200 OK
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"Hel"},"logprobs":null,"finish_reason":null}]}
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"lo"},"logprobs":null,"finish_reason":null}]}
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]}
+    data: [DONE]
+    "#);
 }
 
 #[tokio::test]
 async fn choices_interleave_and_usage_is_the_last_chunk_if_asked_for() {
     let events =
         vec![delta(1, "b"), delta(0, "a"), finished(0, FinishReason::Length), finished(1, FinishReason::Stop)];
-    insta::assert_snapshot!(render_chat_stream(2, events, UsageReport::Include).await, @"");
+    insta::assert_snapshot!(render_chat_stream(2, events, UsageReport::Include).await, @r#"
+    200 OK
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":1,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"usage":null}
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":1,"delta":{"content":"b"},"logprobs":null,"finish_reason":null}],"usage":null}
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"usage":null}
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"a"},"logprobs":null,"finish_reason":null}],"usage":null}
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}],"usage":null}
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":1,"delta":{},"logprobs":null,"finish_reason":"stop"}],"usage":null}
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":3}}}
+    data: [DONE]
+    "#);
 }
 
 #[tokio::test]
 async fn a_stream_that_fails_ends_in_an_error_event_and_done() {
     let failed = TextEvent::Failed { choice: 0, message: "out of memory".to_owned() };
-    insta::assert_snapshot!(render_chat_stream(1, vec![delta(0, "Hel"), failed], UsageReport::Include).await, @"");
+    insta::assert_snapshot!(render_chat_stream(1, vec![delta(0, "Hel"), failed], UsageReport::Include).await, @r#"
+    200 OK
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"usage":null}
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"Hel"},"logprobs":null,"finish_reason":null}],"usage":null}
+    data: {"error":{"message":"out of memory","type":"server_error","param":null,"code":null}}
+    data: [DONE]
+    "#);
     let cancelled = vec![finished(0, FinishReason::Cancelled)];
     insta::assert_snapshot!(render_chat_stream(1, cancelled, UsageReport::Omit).await, @"");
     insta::assert_snapshot!(render_chat_stream(1, vec![delta(0, "Hel")], UsageReport::Omit).await, @"");
@@ -75,7 +98,10 @@ async fn a_whole_chat_answer_joins_the_pieces() {
     let events = vec![delta(0, "Hel"), delta(0, "lo"), finished(0, FinishReason::Stop)];
     let generation = Generation::from_events(1, events, USAGE);
     let response = chat_completions::collect(generation, &answer_id(), Logprobs::Omit).await.into_response();
-    insta::assert_snapshot!(render(response).await, @"");
+    insta::assert_snapshot!(render(response).await, @r#"
+    200 OK
+    {"id":"answer-1","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hello"},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":3}}}
+    "#);
 }
 
 #[tokio::test]
@@ -84,7 +110,10 @@ async fn logprobs_have_the_chat_shape_and_impossible_tokens_a_number() {
     let event = TextEvent::Delta { choice: 0, text: "Hi".into(), logprobs: vec![token("Hi", -0.25, top)] };
     let generation = Generation::from_events(1, vec![event, finished(0, FinishReason::Length)], USAGE);
     let response = chat_completions::collect(generation, &answer_id(), Logprobs::Include).await.into_response();
-    insta::assert_snapshot!(render(response).await, @"");
+    insta::assert_snapshot!(render(response).await, @r#"
+    200 OK
+    {"id":"answer-1","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},"logprobs":{"content":[{"token":"Hi","logprob":-0.25,"bytes":[72,105],"top_logprobs":[{"token":"Hi","logprob":-0.25,"bytes":[72,105]},{"token":"�","logprob":-9999.0,"bytes":[239,191,189]}]}]},"finish_reason":"length"}],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":3}}}
+    "#);
 }
 
 #[tokio::test]
@@ -96,7 +125,14 @@ async fn a_text_stream_echoes_and_counts_offsets_in_characters() {
     };
     let generation = Generation::from_events(1, vec![piece("né"), piece("e"), finished(0, FinishReason::Stop)], USAGE);
     let chunks = TextAnswer::new(answer_id(), vec!["I was ".to_owned()], true);
-    insta::assert_snapshot!(render(sse::stream(generation, chunks, UsageReport::Include)).await, @"");
+    insta::assert_snapshot!(render(sse::stream(generation, chunks, UsageReport::Include)).await, @r#"
+    200 OK
+    data: {"id":"answer-1","object":"text_completion","choices":[{"index":0,"text":"I was né","logprobs":{"tokens":["né"],"token_logprobs":[-0.5],"top_logprobs":[{"né":-0.5}],"text_offset":[0]},"finish_reason":null}],"usage":null}
+    data: {"id":"answer-1","object":"text_completion","choices":[{"index":0,"text":"e","logprobs":{"tokens":["e"],"token_logprobs":[-0.5],"top_logprobs":[{"e":-0.5}],"text_offset":[2]},"finish_reason":null}],"usage":null}
+    data: {"id":"answer-1","object":"text_completion","choices":[{"index":0,"text":"","logprobs":null,"finish_reason":"stop"}],"usage":null}
+    data: {"id":"answer-1","object":"text_completion","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":3}}}
+    data: [DONE]
+    "#);
 }
 
 #[tokio::test]
@@ -104,7 +140,10 @@ async fn a_whole_text_answer_numbers_its_choices() {
     let events = vec![delta(1, "b"), finished(1, FinishReason::Stop), delta(0, "a"), finished(0, FinishReason::Length)];
     let generation = Generation::from_events(2, events, USAGE);
     let chunks = TextAnswer::new(answer_id(), vec![String::new(), String::new()], false);
-    insta::assert_snapshot!(render(chunks.collect(generation).await.into_response()).await, @"");
+    insta::assert_snapshot!(render(chunks.collect(generation).await.into_response()).await, @r#"
+    200 OK
+    {"id":"answer-1","object":"text_completion","choices":[{"index":0,"text":"a","logprobs":null,"finish_reason":"length"},{"index":1,"text":"b","logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":3}}}
+    "#);
 }
 
 fn show(body: Value) -> String {
@@ -134,7 +173,60 @@ fn every_field_reaches_the_engine() {
         "seed": -1, "stop": ["a", "b"], "stop_token_ids": [2], "ignore_eos": true, "logprobs": true, "top_logprobs": 3,
         "enable_thinking": false, "chat_template_kwargs": { "lang": "en" }, "user": "ann", "metadata": { "a": 1 },
         "store": false, "service_tier": "auto", "parallel_tool_calls": true, "an_unknown_field": 1
-    }))), @"");
+    }))), @r#"
+    GenerateRequest {
+        prompt: Chat(
+            ChatPrompt {
+                messages: [
+                    Object {
+                        "role": String("user"),
+                        "content": String("hi"),
+                    },
+                ],
+                tools: [],
+                template_kwargs: {
+                    "enable_thinking": Bool(false),
+                    "lang": String("en"),
+                },
+            },
+        ),
+        num_choices: 2,
+        max_tokens: Some(
+            7,
+        ),
+        sampling: SamplingParams {
+            temperature: 0.5,
+            top_k: Some(
+                40,
+            ),
+            top_p: 0.9,
+            min_p: 0.05,
+            repetition_penalty: 1.1,
+            frequency_penalty: 0.5,
+            presence_penalty: -0.5,
+            logit_bias: {
+                5: -100.0,
+                6: 1.5,
+            },
+            seed: Some(
+                18446744073709551615,
+            ),
+        },
+        stop: StopConditions {
+            strings: [
+                "a",
+                "b",
+            ],
+            token_ids: [
+                2,
+            ],
+            ignore_eos: true,
+        },
+        logprobs: Some(
+            3,
+        ),
+    }
+    "#);
 }
 
 #[test]
@@ -144,7 +236,41 @@ fn absent_and_null_fields_are_the_defaults() {
         "stream_options": null, "response_format": null, "user": null, "top_k": -1, "tool_choice": "none",
         "response_format": { "type": "text" }, "modalities": ["text"], "functions": [], "best_of": 1 });
     assert_eq!(show(chat(nulls)), absent);
-    insta::assert_snapshot!(absent, @"");
+    insta::assert_snapshot!(absent, @r#"
+    GenerateRequest {
+        prompt: Chat(
+            ChatPrompt {
+                messages: [
+                    Object {
+                        "role": String("user"),
+                        "content": String("hi"),
+                    },
+                ],
+                tools: [],
+                template_kwargs: {},
+            },
+        ),
+        num_choices: 1,
+        max_tokens: None,
+        sampling: SamplingParams {
+            temperature: 1.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: {},
+            seed: None,
+        },
+        stop: StopConditions {
+            strings: [],
+            token_ids: [],
+            ignore_eos: false,
+        },
+        logprobs: None,
+    }
+    "#);
 }
 
 #[test]
@@ -178,7 +304,60 @@ fn what_is_wrong_or_not_supported_is_refused_by_name() {
         json!({ "messages": [{ "role": "user", "content": 5 }] }),
     ];
     let rendered: String = cases.into_iter().map(|fields| format!("{fields}\n  {}\n", show(chat(fields.clone())))).collect();
-    insta::assert_snapshot!(rendered, @"");
+    insta::assert_snapshot!(rendered, @r#"
+    {"temperature":"warm"}
+      400 "temperature": `temperature`: invalid type: string "warm", expected f32
+    {"temperature":-1}
+      400 "temperature": `temperature` is -1; expected at least 0
+    {"top_p":0}
+      400 "top_p": `top_p` is 0; expected more than 0 and at most 1
+    {"min_p":2}
+      400 "min_p": `min_p` is 2; expected 0 to 1
+    {"top_k":-2}
+      400 "top_k": `top_k` is -2; expected at least 1, or 0 or -1 for all
+    {"n":0}
+      400 "n": `n` is 0; expected 1 to 64
+    {"n":65}
+      400 "n": `n` is 65; expected 1 to 64
+    {"max_tokens":0}
+      400 "max_tokens": `max_tokens` is 0; expected at least 1
+    {"max_tokens":-5}
+      400 "max_tokens": `max_tokens`: invalid value: integer `-5`, expected usize
+    {"seed":1.5}
+      400 "seed": `seed`: expected a whole number of at most 64 bits
+    {"stop":5}
+      400 "stop": `stop`: expected a string or a list of strings
+    {"stop":[""]}
+      400 "stop": `stop`: each string has 1 to 1024 bytes
+    {"stop":["x","x","x","x","x","x","x","x","x","x","x","x","x","x","x","x","x"]}
+      400 "stop": `stop` has 17 strings; the limit is 16
+    {"logit_bias":{"hello":1}}
+      400 "logit_bias": `logit_bias`: `hello` is not a token id
+    {"logit_bias":{"5":101}}
+      400 "logit_bias": `logit_bias.5` is 101; expected -100 to 100
+    {"logprobs":true,"top_logprobs":21}
+      400 "top_logprobs": `top_logprobs` is 21; expected 0 to 20
+    {"top_logprobs":2}
+      400 "top_logprobs": `top_logprobs` needs `"logprobs": true`
+    {"stream_options":{"include_usage":true}}
+      400 "stream_options": `stream_options` is for requests with `"stream": true`
+    {"store":true}
+      400 "store": `store`: this server keeps no answers
+    {"best_of":3}
+      400 "best_of": `best_of` other than `n` is not supported
+    {"tools":[{"type":"function"}]}
+      400 "tools": `tools`: tool calls are not supported yet; leave `tools` out or set `tool_choice` to "none"
+    {"response_format":{"type":"json_object"}}
+      400 "response_format": `response_format`: `json_object` is not supported yet; only `text` is
+    {"grammar":"root ::= 'a'"}
+      400 "grammar": `grammar`: grammars are not supported yet
+    {"priority":3}
+      400 "priority": `priority`: priorities are not supported yet
+    {"messages":"hi"}
+      400 "messages": `messages`: invalid type: string "hi", expected a sequence
+    {"messages":[{"role":"user","content":5}]}
+      400 "messages[0].content": `messages[0].content`: expected a string or a list of text parts
+    "#);
     assert_eq!(show(json!({ "model": "m" })), "400 null: missing field `messages`");
 }
 

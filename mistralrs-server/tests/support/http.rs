@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::metrics::Scrape;
 
 /// No request of a test takes longer, however loaded the machine is.
-const REQUEST_TIMEOUT: Duration = Duration::from_mins(3);
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A client with one base URL and, if given, one key.
 #[derive(Clone)]

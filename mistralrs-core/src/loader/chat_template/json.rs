@@ -45,7 +45,7 @@ impl Writer<'_> {
             Value::Bool(false) => self.text.push_str("false"),
             Value::Number(number) => self.text.push_str(&python_number(number)),
             Value::String(string) => self.string(string),
-            Value::Array(items) => self.container(['[', ']'], items.iter(), |writer, item| writer.value(item)),
+            Value::Array(items) => self.container(['[', ']'], items.iter(), Self::value),
             Value::Object(members) => {
                 let mut members: Vec<_> = members.iter().collect();
                 if self.style.sort_keys {

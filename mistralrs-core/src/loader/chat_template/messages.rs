@@ -1,8 +1,8 @@
 //! Messages in the shape that a template can read.
 //!
 //! OpenAI's API allows more shapes than most templates know: `content` as a list of parts, a tool call's `arguments`
-//! as a string of JSON. Which shapes a template reads is found by rendering a message of each and looking for its
-//! text in the result; where both work, messages are passed as they came.
+//! as a string of JSON, `content` as null. Which shapes a template reads is found by rendering a message of each and
+//! looking for its text in the result; where both work, messages are passed as they came.
 
 use serde_json::{Map, Value, json};
 
@@ -17,6 +17,7 @@ const PROBE: &str = "probe-4e1243bd";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MessageShape {
     pub(super) content: ContentShape,
+    pub(super) null: NullShape,
     pub(super) arguments: ArgumentsShape,
 }
 
@@ -29,6 +30,15 @@ pub(super) enum ContentShape {
     Parts,
     /// Both.
     Either,
+}
+
+/// Shapes of the `content` of a message that has only tool calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NullShape {
+    /// Null, as OpenAI's API carries it.
+    Null,
+    /// An empty string, for templates that concatenate it.
+    Empty,
 }
 
 /// Shapes of a tool call's `arguments`.
@@ -54,17 +64,20 @@ impl MessageShape {
             (false, true) => ContentShape::Parts,
             _ => ContentShape::Text,
         };
-        let call = |arguments: Value| {
+        let call = |content: Value, arguments: Value| {
             let function = json!({"name": "probe", "arguments": arguments});
             let call = json!({"id": "call00000", "type": "function", "function": function});
             let user = json!({"role": "user", "content": "x"});
-            render(&[user, json!({"role": "assistant", "content": null, "tool_calls": [call]})])
+            render(&[user, json!({"role": "assistant", "content": content, "tool_calls": [call]})])
         };
-        let arguments = match (call(json!({ "a": PROBE })), call(json!(PROBE))) {
+        let reads_null = [json!({}), json!("{}")].into_iter().any(|arguments| call(Value::Null, arguments).is_some());
+        let null = if reads_null { NullShape::Null } else { NullShape::Empty };
+        let empty = if reads_null { Value::Null } else { json!("") };
+        let arguments = match (call(empty.clone(), json!({ "a": PROBE })), call(empty, json!(PROBE))) {
             (None, Some(text)) if text.contains(PROBE) => ArgumentsShape::Text,
             _ => ArgumentsShape::Object,
         };
-        Self { content, arguments }
+        Self { content, null, arguments }
     }
 
     /// `message` in this shape.
@@ -88,6 +101,7 @@ impl MessageShape {
 
     fn adapt_content(self, content: &mut Value) -> Result<(), String> {
         match (&*content, self.content) {
+            (Value::Null, _) if self.null == NullShape::Empty => *content = json!(""),
             (Value::String(text), ContentShape::Parts) => *content = json!([{ "type": "text", "text": text }]),
             (Value::Array(parts), shape) => {
                 let texts = parts.iter().map(part_text).collect::<Result<Vec<_>, _>>()?;

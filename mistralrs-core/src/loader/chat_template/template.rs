@@ -7,7 +7,7 @@ use minijinja::{Environment, Error};
 use serde_json::{Map, Value, json};
 
 use super::environment;
-use super::messages::{ArgumentsShape, ContentShape, MessageShape};
+use super::messages::{ArgumentsShape, ContentShape, MessageShape, NullShape};
 use crate::error::RequestError;
 use crate::request::ChatPrompt;
 
@@ -51,10 +51,11 @@ impl ChatTemplate {
             return Err(format!("it has {} bytes; at most {MAX_TEMPLATE_BYTES} are allowed", source.len()));
         }
         let mut environment = environment::environment().map_err(|error| error.to_string())?;
-        let source = environment::replace_generation_tags(&source);
+        let source = environment::replace_generation_tags(source);
         environment.add_template_owned(NAME, source).map_err(|error| error.to_string())?;
-        let shape = MessageShape { content: ContentShape::Either, arguments: ArgumentsShape::Object };
-        let mut template = Self { environment, bos_token: bos, eos_token: eos, shape };
+        let as_they_are =
+            MessageShape { content: ContentShape::Either, null: NullShape::Null, arguments: ArgumentsShape::Object };
+        let mut template = Self { environment, bos_token: bos, eos_token: eos, shape: as_they_are };
         template.shape = MessageShape::detect(|messages| {
             template.render_messages(messages, &ChatPrompt::default(), PromptEnd::NewTurn).ok()
         });

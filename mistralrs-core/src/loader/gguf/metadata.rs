@@ -73,7 +73,8 @@ impl<'a> Metadata<'a> {
                 head_size,
             },
             rms_norm_eps: self.f32(&eps_key)?.ok_or_else(|| self.missing(&eps_key))?,
-            vocab_size: vocab_size.ok_or_else(|| self.incomplete("tensor `token_embd.weight` is missing".to_owned()))?,
+            vocab_size: vocab_size
+                .ok_or_else(|| self.incomplete("tensor `token_embd.weight` is missing".to_owned()))?,
             max_position_embeddings: self.required(&key("context_length"))?,
             rotary: RotaryConfig {
                 theta: self.f32(&key("rope.freq_base"))?.unwrap_or(DEFAULT_ROTARY_BASE),
@@ -127,7 +128,8 @@ impl<'a> Metadata<'a> {
             .into_iter()
             .filter_map(|key| u32::try_from(self.u64(&format!("tokenizer.ggml.{key}")).ok()??).ok());
         let types = self.array("tokenizer.ggml.token_type");
-        let is_special = |id: usize| types.get(id).and_then(integer).is_some_and(|kind| SPECIAL_TOKEN_TYPES.contains(&kind));
+        let is_special =
+            |id: usize| types.get(id).and_then(integer).is_some_and(|kind| SPECIAL_TOKEN_TYPES.contains(&kind));
         let tokens = self.array("tokenizer.ggml.tokens").iter().enumerate();
         let ending = tokens.filter_map(|(id, token)| match token {
             Value::String(text) if end_of_turn::ends_turn(text) && is_special(id) => u32::try_from(id).ok(),

@@ -48,8 +48,8 @@ pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError>
     let malformed = |reason| LoadError::Malformed { path: path.to_owned(), reason };
     config.check().map_err(malformed)?;
 
-    let tokenizer = tokenizer::from_gguf(&file.content)
-        .map_err(|reason| LoadError::Tokenizer { path: path.to_owned(), reason })?;
+    let tokenizer =
+        tokenizer::from_gguf(&file.content).map_err(|reason| LoadError::Tokenizer { path: path.to_owned(), reason })?;
     check_vocabulary(path, &tokenizer, config.vocab_size)?;
     let template = (path, metadata.chat_template());
     let chat_template = compile_template(source, template, metadata.special_texts())?;
@@ -67,7 +67,10 @@ pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError>
     progress.finish();
     let description = ModelDescription {
         architecture: architecture.name.to_owned(),
-        quantization: metadata.file_type().map_or_else(|| main_dtype(file.tensors.values().map(|tensor| (format!("{:?}", tensor.dtype), tensor.bytes.len()))), str::to_owned),
+        quantization: metadata.file_type().map_or_else(
+            || main_dtype(file.tensors.values().map(|tensor| (format!("{:?}", tensor.dtype), tensor.bytes.len()))),
+            str::to_owned,
+        ),
         num_parameters: totals.num_parameters,
         num_weight_bytes: totals.num_bytes,
     };
@@ -82,8 +85,7 @@ impl GgufFile {
             HeaderError::Malformed(reason) => malformed(reason),
             HeaderError::Unsupported(reason) => LoadError::Incomplete { path: path.to_owned(), reason },
         })?;
-        let mut content =
-            Content::read(&mut std::io::Cursor::new(&*map)).map_err(|error| malformed(message(error)))?;
+        let mut content = Content::read(&mut std::io::Cursor::new(&*map)).map_err(|error| malformed(message(error)))?;
         let data = DataSection { start: content.tensor_data_offset, alignment: alignment.into(), file_len: map.len() };
         let tensors = std::mem::take(&mut content.tensor_infos)
             .into_iter()
@@ -111,9 +113,10 @@ impl WeightFiles for GgufFile {
 
     fn find(&self, name: &str) -> Result<Option<StoredTensor<'_>>, LoadError> {
         let stored = |tensor: &LocatedTensor| self.map.get(tensor.bytes.clone());
-        Ok(self.tensors.get(name).and_then(|tensor| {
-            Some(StoredTensor { dtype: tensor.dtype, shape: &tensor.shape, data: stored(tensor)? })
-        }))
+        Ok(self
+            .tensors
+            .get(name)
+            .and_then(|tensor| Some(StoredTensor { dtype: tensor.dtype, shape: &tensor.shape, data: stored(tensor)? })))
     }
 
     fn release(&self, name: &str) {

@@ -65,7 +65,9 @@ pub fn load(directory: &Path, source: &ModelSource) -> Result<LoadedModel, LoadE
     progress.finish();
     let description = ModelDescription {
         architecture: architecture.name.to_owned(),
-        quantization: main_dtype(checkpoint.tensors.values().map(|tensor| (format!("{:?}", tensor.dtype), tensor.bytes.len()))),
+        quantization: main_dtype(
+            checkpoint.tensors.values().map(|tensor| (format!("{:?}", tensor.dtype), tensor.bytes.len())),
+        ),
         num_parameters: totals.num_parameters,
         num_weight_bytes: totals.num_bytes,
     };
@@ -129,8 +131,7 @@ impl Checkpoint {
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
             let bytes = data_start + start..data_start + end;
-            let located =
-                LocatedTensor { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), bytes };
+            let located = LocatedTensor { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), bytes };
             self.tensors.insert(name, located);
         }
         self.files.push(map);

@@ -22,6 +22,9 @@ const SPECIAL_ID_KEYS: [&str; 9] = [
     "mask_token_id",
 ];
 
+/// Phi-3's special tokens that take nothing along.
+const PHI_3_PLAIN: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
+
 /// Builds the tokenizer that a GGUF file describes. Encoding with special tokens adds BOS and EOS as the file asks.
 ///
 /// # Errors
@@ -129,6 +132,8 @@ enum TokenType {
 struct Tokens<'a> {
     texts: Vec<&'a str>,
     types: Vec<TokenType>,
+    /// Phi-3's special and user-defined tokens take the white space behind them along: GGUF has no key for it.
+    added_strip: bool,
 }
 
 impl<'a> Tokens<'a> {
@@ -152,7 +157,9 @@ impl<'a> Tokens<'a> {
                 *kind = TokenType::Special;
             }
         }
-        Ok(Self { texts, types })
+        let name = metadata.0.metadata.get("general.name").and_then(|name| name.to_string().ok());
+        let name = name.map(|name| name.to_lowercase()).unwrap_or_default();
+        Ok(Self { texts, types, added_strip: name.contains("phi-3") || name.contains("phi3") })
     }
 
     fn vocab(&self) -> Vocab {
@@ -170,7 +177,9 @@ impl<'a> Tokens<'a> {
         let of_type = |wanted| {
             let tokens = self.texts.iter().zip(&self.types).filter(move |(_, kind)| **kind == wanted);
             let is_special = wanted == TokenType::Special;
-            tokens.map(move |(text, _)| AddedToken::from(*text, is_special).normalized(false)).collect::<Vec<_>>()
+            let strips = |text: &str| self.added_strip && !PHI_3_PLAIN.contains(&text);
+            let token = |text: &str| AddedToken::from(text, is_special).normalized(false).rstrip(strips(text));
+            tokens.map(|(text, _)| token(text)).collect::<Vec<_>>()
         };
         tokenizer.add_special_tokens(of_type(TokenType::Special))?;
         tokenizer.add_tokens(of_type(TokenType::UserDefined))?;

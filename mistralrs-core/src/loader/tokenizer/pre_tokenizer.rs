@@ -22,8 +22,10 @@ const DEEPSEEK_V3: &[&str] = &[
     r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
 ];
 const DEEPSEEK_CODER: &[&str] = &["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\u{d7ff}]+", r"\p{N}"];
-const FALCON_PUNCTUATION: &str = r"[\p{P}\$\+<=>\^~\|`]+";
-const THREE_DIGITS: &str = "[0-9][0-9][0-9]";
+const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const FALCON: &[&str] = &[r"[\p{P}\$\+<=>\^~\|`]+", GPT_2, "[0-9][0-9][0-9]"];
+/// What llama.cpp does with files that name none.
+const UNNAMED: &[&str] = &[r"[\p{P}\$\+<=>\^~\|]+", GPT_2, r"\p{N}+", "[0-9][0-9][0-9]"];
 
 /// A byte-level BPE tokenizer apart from its vocabulary.
 pub(super) struct PreTokenizer {
@@ -78,7 +80,8 @@ pub(super) fn named(name: Option<&str>) -> Result<PreTokenizer, String> {
         "gpt-4o" | "llama4" | "kanana2" => pre_tokenizer.splitter = splits(&[GPT_4O])?,
         "deepseek-v3" | "hunyuan-dense" => pre_tokenizer.splitter = splits(DEEPSEEK_V3)?,
         "deepseek-coder" => pre_tokenizer.splitter = splits(DEEPSEEK_CODER)?,
-        "falcon" | "default" => pre_tokenizer.splitter = falcon()?,
+        "falcon" => pre_tokenizer.splitter = splits(FALCON)?,
+        "default" => pre_tokenizer.splitter = splits(UNNAMED)?,
         unknown => return Err(format!("its pre-tokenizer `{unknown}` is not known")),
     }
     Ok(pre_tokenizer)
@@ -95,10 +98,4 @@ fn split(pattern: &str) -> Result<PreTokenizerWrapper, String> {
     let pattern = SplitPattern::Regex(pattern.to_owned());
     let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(|error| error.to_string())?;
     Ok(split.into())
-}
-
-fn falcon() -> Result<PreTokenizerWrapper, String> {
-    let words = ByteLevel::new(false, true, true).into();
-    let digits = Digits::new(false).into();
-    Ok(Sequence::new(vec![split(FALCON_PUNCTUATION)?, words, digits, split(THREE_DIGITS)?]).into())
 }

@@ -93,7 +93,8 @@ impl Catalog {
         native: HashSet<String>,
         metrics: GatewayMetrics,
     ) -> Self {
-        let owner = |upstream: &UpstreamConfig| Owner { id: upstream.id.clone(), namespace: upstream.namespace.clone() };
+        let owner =
+            |upstream: &UpstreamConfig| Owner { id: upstream.id.clone(), namespace: upstream.namespace.clone() };
         let owners: Vec<Owner> = upstreams.iter().map(owner).collect();
         let parts = vec![Part::default(); owners.len()];
         let empty = CatalogSnapshot { parts, ..CatalogSnapshot::default() };
@@ -163,7 +164,9 @@ impl Catalog {
         let mut listed = tool.clone();
         listed.name = match (self.naming.strategy, self.naming.separator) {
             (NamespaceStrategy::Flat | NamespaceStrategy::Custom, Separator::Colons) => tool.name.clone(),
-            (NamespaceStrategy::Flat | NamespaceStrategy::Custom, Separator::Underscores) => safe_name("", &tool.name).into(),
+            (NamespaceStrategy::Flat | NamespaceStrategy::Custom, Separator::Underscores) => {
+                safe_name("", &tool.name).into()
+            }
             (NamespaceStrategy::ServerPrefix, Separator::Colons) => qualified.clone().into(),
             (NamespaceStrategy::ServerPrefix, Separator::Underscores) => safe.clone().into(),
         };
@@ -244,9 +247,10 @@ impl CatalogTool {
 
     /// Whether a second run changes nothing that the first did not: by what the upstream says of the tool.
     pub fn is_repeatable(&self) -> bool {
-        self.tool.annotations.as_ref().is_some_and(|hints| {
-            hints.read_only_hint == Some(true) || hints.idempotent_hint == Some(true)
-        })
+        self.tool
+            .annotations
+            .as_ref()
+            .is_some_and(|hints| hints.read_only_hint == Some(true) || hints.idempotent_hint == Some(true))
     }
 
     /// Every name that is this tool's alone; some may be equal.

@@ -1,7 +1,7 @@
 //! Tool lists in, names out.
 
-use proptest::prelude::*;
 use prometheus::Registry;
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -104,12 +104,20 @@ fn a_tool_answers_to_every_spelling_of_its_name() {
         assert_eq!(reached(&catalog, name), "read of files");
     }
     for name in ["echo", "plain::echo"] {
-        let expected = if name == "echo" { "echo of plain" } else { "unknown tool `plain::echo`; `tools/list` names those there are" };
+        let expected = if name == "echo" {
+            "echo of plain"
+        } else {
+            "unknown tool `plain::echo`; `tools/list` names those there are"
+        };
         assert_eq!(reached(&catalog, name), expected);
     }
-    let safe = catalog.snapshot().listed().iter().find(|tool| tool.qualified == "db::größe/lesen").unwrap().safe.clone();
+    let safe =
+        catalog.snapshot().listed().iter().find(|tool| tool.qualified == "db::größe/lesen").unwrap().safe.clone();
     assert_eq!(reached(&catalog, &safe), "größe/lesen of db");
-    assert_eq!(reached(&catalog, "delete"), "`delete` is the name of several tools; call one of files::delete, db::delete");
+    assert_eq!(
+        reached(&catalog, "delete"),
+        "`delete` is the name of several tools; call one of files::delete, db::delete"
+    );
 }
 
 #[test]

@@ -92,6 +92,18 @@ async fn who_calls_too_often_is_told_when_to_come_back_and_the_other_key_is_not(
 }
 
 #[tokio::test]
+async fn guessing_keys_is_limited_by_address_and_leaves_callers_with_a_key_alone() {
+    let limits = RateLimitConfig { per_ip: NonZeroU32::new(2), global: NonZeroU32::new(3), per_key: None };
+    let server = TestServer::start(HttpMcpConfig { rate_limit: Some(limits), ..with_keys() }).await;
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(server.post(&["x-api-key: sk-guess"], PING).await[..3].to_owned());
+    }
+    assert_eq!(statuses, ["401", "401", "429", "429"]);
+    assert!(server.post(&["x-api-key: sk-first"], PING).await.starts_with("200"));
+}
+
+#[tokio::test]
 async fn a_batch_costs_as_much_as_its_members() {
     let limits = RateLimitConfig { global: NonZeroU32::new(5), ..RateLimitConfig::default() };
     let server = TestServer::start(HttpMcpConfig { rate_limit: Some(limits), ..config() }).await;

@@ -14,14 +14,16 @@ import openai
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
 COUNTING = "1, 2, 3, 4, 5, 6,"
+# What llama.cpp gives for the same file, greedily.
+CAPITAL_ANSWER = "The capital of France is Paris."
+COUNTING_ANSWER = " 7, 8, 9, 10, 11, 12, 13, 14, 15"
 
 
 def chat_answers_a_question(client):
     reply = client.chat.completions.create(model=model_of(client), messages=CAPITAL, temperature=0, max_tokens=32)
     choice = reply.choices[0]
-    assert "Paris" in choice.message.content, choice
+    assert choice.message.content == CAPITAL_ANSWER and choice.finish_reason == "stop", choice
     assert choice.message.role == "assistant" and choice.index == 0
-    assert choice.finish_reason in ("stop", "length"), choice.finish_reason
     assert reply.object == "chat.completion" and reply.id and reply.created > 0
     usage = reply.usage
     assert usage.prompt_tokens > 10 and 0 < usage.completion_tokens <= 32, usage
@@ -51,11 +53,11 @@ def stream_without_options_has_no_usage(client):
 
 def completions_continue_a_text(client):
     model = model_of(client)
-    request = dict(model=model, prompt=COUNTING, temperature=0, max_tokens=8)
+    request = dict(model=model, prompt=COUNTING, temperature=0, max_tokens=32)
     reply = client.completions.create(**request)
     assert reply.object == "text_completion"
-    assert "7" in reply.choices[0].text, reply
-    assert reply.usage.completion_tokens == 8 and reply.choices[0].finish_reason == "length", reply
+    assert reply.choices[0].text == COUNTING_ANSWER, reply
+    assert reply.usage.completion_tokens == 32 and reply.choices[0].finish_reason == "length", reply
     streamed = "".join(c.choices[0].text for c in client.completions.create(**request, stream=True) if c.choices)
     assert streamed == reply.choices[0].text, (streamed, reply)
     echoed = client.completions.create(**request, echo=True)
