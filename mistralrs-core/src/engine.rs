@@ -132,11 +132,8 @@ impl Engine {
     /// Lays the chunks end to end: no padding, whatever their lengths.
     fn pack(&self, plan: &StepPlan) -> StepBatch {
         let block_size = self.admission.blocks.block_size();
-        let chunks: Vec<_> = plan
-            .chunks
-            .iter()
-            .filter_map(|chunk| Some((chunk, self.scheduler.running_sequence(chunk.id)?)))
-            .collect();
+        let chunks: Vec<_> =
+            plan.chunks.iter().filter_map(|chunk| Some((chunk, self.scheduler.running_sequence(chunk.id)?))).collect();
         let max_blocks = chunks.iter().map(|(_, sequence)| sequence.block_table.blocks().len()).max().unwrap_or(0);
         let mut batch = StepBatch::default();
         batch.ragged.max_blocks = max_blocks;

@@ -75,7 +75,9 @@ pub enum RequestError {
         message: String,
     },
     /// Prompt and output cannot fit the context length or the KV cache, ever.
-    #[error("the prompt has {num_prompt_tokens} tokens and {num_new_tokens} more were asked for, but {limit_name} is {limit} tokens")]
+    #[error(
+        "the prompt has {num_prompt_tokens} tokens and {num_new_tokens} more were asked for, but {limit_name} is {limit} tokens"
+    )]
     TooLong {
         /// Tokens of the prompt.
         num_prompt_tokens: usize,

@@ -183,7 +183,9 @@ impl Model {
         }
         // Before the work of tokenizing, not only after it: a full queue answers fast.
         let outcome = match inner.admission.check_room(request.num_choices) {
-            Ok(()) => inner.blocking(move |inner| inner.prepare(request)).await.and_then(|prepared| inner.submit(prepared)),
+            Ok(()) => {
+                inner.blocking(move |inner| inner.prepare(request)).await.and_then(|prepared| inner.submit(prepared))
+            }
             Err(refused) => Err(refused),
         };
         if let Err(error) = &outcome {
@@ -288,7 +290,8 @@ impl ModelInner {
         for (index, sampler) in prepared.samplers.into_iter().enumerate() {
             let (sender, receiver) = event_channel(prepared.max_new_tokens);
             let cancelled = Arc::new(AtomicBool::new(false));
-            let detokenizer = Detokenizer::new(Arc::clone(&self.vocabulary), &prepared.stop_strings, prepared.text_start);
+            let detokenizer =
+                Detokenizer::new(Arc::clone(&self.vocabulary), &prepared.stop_strings, prepared.text_start);
             choices.push(ChoiceStream::new(receiver, Arc::clone(&cancelled), detokenizer));
             let sequence = Sequence::new(
                 SequenceId(leader.0 + index as u64),
@@ -333,7 +336,8 @@ impl ModelInner {
 
     fn encode(&self, text: String, special_tokens: SpecialTokens) -> Result<Vec<u32>, RequestError> {
         let encoding = self.tokenizer.encode_fast(text, special_tokens == SpecialTokens::Add);
-        let encoding = encoding.map_err(|error| invalid("prompt", format!("the tokenizer refused the text: {error}")))?;
+        let encoding =
+            encoding.map_err(|error| invalid("prompt", format!("the tokenizer refused the text: {error}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -354,8 +358,7 @@ impl ModelInner {
         }
         let num_new_tokens = requested.unwrap_or(1);
         // The last token generated needs no KV of its own.
-        let limits =
-            [("the context length", self.info.max_model_len), ("the KV cache", self.info.num_kv_tokens + 1)];
+        let limits = [("the context length", self.info.max_model_len), ("the KV cache", self.info.num_kv_tokens + 1)];
         for (limit_name, limit) in limits {
             if num_prompt_tokens.saturating_add(num_new_tokens) > limit {
                 return Err(RequestError::TooLong { num_prompt_tokens, num_new_tokens, limit_name, limit });

@@ -1,6 +1,8 @@
 //! The engine from outside, over a model that is easy to reason about: whatever runs beside a request, whatever
 //! is preempted, cached or cancelled, its tokens are those it gets alone, and nothing is left behind.
 
+#![expect(clippy::unwrap_used, reason = "what a test cannot set up fails it")]
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -116,7 +118,7 @@ fn config() -> EngineConfig {
 }
 
 /// An engine whose KV cache holds `num_blocks` blocks.
-fn start(num_blocks: usize, config: EngineConfig) -> Bench {
+fn start(num_blocks: usize, mut config: EngineConfig) -> Bench {
     let shape = ModelShape {
         num_layers: 1,
         num_kv_heads: 1,
@@ -135,7 +137,7 @@ fn start(num_blocks: usize, config: EngineConfig) -> Bench {
     let registry = Registry::new();
     let layout =
         KvLayout { num_layers: 1, num_kv_heads: 1, head_size: 1, block_size: BLOCK_SIZE, dtype: config.kv_dtype };
-    let config = EngineConfig { kv_memory_bytes: Some(num_blocks * layout.block_bytes()), ..config };
+    config.kv_memory_bytes = Some(num_blocks * layout.block_bytes());
     let model = Model::start("hash".into(), loaded, &config, &EngineMetrics::register(&registry)).unwrap();
     Bench { model, faults, registry }
 }
@@ -197,7 +199,7 @@ fn mixed_requests() -> Vec<GenerateRequest> {
     let shared: Vec<u32> = (0..23).map(|i| i % 40).collect();
     let mut requests = Vec::new();
     for index in 0..24_usize {
-        let own: Vec<u32> = (0..1 + index * 3).map(|i| ((i * 7 + index) % 60) as u32).collect();
+        let own: Vec<u32> = (0..=index * 3).map(|i| ((i * 7 + index) % 60) as u32).collect();
         let prompt = if index % 3 == 0 { [shared.clone(), own].concat() } else { own };
         let mut request = request(&prompt, 5 + index * 2);
         if index % 2 == 0 {

@@ -143,14 +143,13 @@ fn answer_panic(panic: &(dyn Any + Send)) -> Response {
 }
 
 fn cors_layer(allowed: &Cors) -> CorsLayer {
-    let origins = match allowed.allow_origins.iter().any(|origin| origin == "*") {
-        true => cors::AllowOrigin::any(),
-        false => cors::AllowOrigin::list(allowed.allow_origins.iter().cloned()),
+    let origins = if allowed.allow_origins.iter().any(|origin| origin == "*") {
+        cors::AllowOrigin::any()
+    } else {
+        cors::AllowOrigin::list(allowed.allow_origins.iter().cloned())
     };
-    let methods = match allowed.allow_methods.is_empty() {
-        true => vec![Method::GET, Method::POST],
-        false => allowed.allow_methods.clone(),
-    };
+    let methods =
+        if allowed.allow_methods.is_empty() { vec![Method::GET, Method::POST] } else { allowed.allow_methods.clone() };
     CorsLayer::new()
         .allow_origin(origins)
         .allow_methods(methods)

@@ -22,6 +22,8 @@ pub struct Cli {
     #[cfg(feature = "http-mcp-stream")]
     #[command(flatten)]
     mcp: McpFlags,
+    #[command(flatten)]
+    keys: KeyFlags,
     /// What to load or do; without one, the configuration's model or the MCP gateway alone.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -50,10 +52,10 @@ pub enum Command {
 }
 
 /// What `config` does.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Check file, environment and flags, and print what is in force, without secrets.
-    Check,
+    Check(KeyFlags),
     /// Print the JSON Schema of the configuration file.
     Schema,
 }
@@ -76,6 +78,8 @@ pub struct ModelFlags {
     /// A path or a hub id such as `org/name`.
     #[arg(short, long, visible_alias = "model", value_name = "PATH_OR_ID", value_hint = ValueHint::AnyPath)]
     model_id: String,
+    #[command(flatten)]
+    keys: KeyFlags,
 }
 
 /// A GGUF file.
@@ -87,6 +91,21 @@ pub struct GgufFlags {
     /// The file's name; needed where there are several.
     #[arg(short, long, visible_alias = "quantized-filename", value_name = "FILE")]
     file: Option<String>,
+    #[command(flatten)]
+    keys: KeyFlags,
+}
+
+/// The flags that may be repeated. They are not `global`: of one that stands on both sides of the selector clap would
+/// keep one side only, and a key would be lost in silence. So each side has its own, and they are joined.
+#[derive(Debug, Clone, Default, Args)]
+pub struct KeyFlags {
+    /// Bearer token that the OpenAI API asks for; repeatable
+    #[arg(long, value_name = "KEY", help_heading = "Server")]
+    api_key: Vec<String>,
+    /// Bearer token that the MCP endpoint asks for; repeatable [env: MISTRALRS_HTTP_MCP_AUTH_KEY]
+    #[cfg(feature = "http-mcp-stream")]
+    #[arg(long, value_name = "KEY", help_heading = "MCP")]
+    http_mcp_auth_key: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -107,9 +126,6 @@ struct ServerFlags {
     /// How it is logged [default: text]
     #[arg(long, global = true, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
-    /// Bearer token that the OpenAI API asks for; repeatable
-    #[arg(long, global = true, value_name = "KEY")]
-    api_key: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -169,9 +185,6 @@ struct McpFlags {
     /// Port of the MCP endpoint, `POST /mcp/stream`; 0 takes a free one [env: MISTRALRS_HTTP_MCP_PORT]
     #[arg(long, global = true, value_name = "PORT")]
     http_mcp_port: Option<u16>,
-    /// Bearer token that the MCP endpoint asks for; repeatable [env: MISTRALRS_HTTP_MCP_AUTH_KEY]
-    #[arg(long, global = true, value_name = "KEY")]
-    http_mcp_auth_key: Vec<String>,
     /// The older spelling: a second port with the same routes, `POST /mcp` among them
     #[arg(long, global = true, value_name = "PORT")]
     mcp_port: Option<u16>,
@@ -194,9 +207,12 @@ impl Cli {
         self.engine.write_to(&mut flags);
         #[cfg(feature = "http-mcp-stream")]
         self.mcp.write_to(&mut flags);
+        let mut keys = vec![&self.keys];
         if let Some(command) = &self.command {
             command.write_to(&mut flags);
+            keys.extend(command.keys());
         }
+        KeyFlags::write_to(&keys, &mut flags);
         Sources {
             config: self.server.config.clone(),
             #[cfg(feature = "tool-forwarding")]
@@ -219,7 +235,6 @@ impl ServerFlags {
         set(layer, "server.serve_ip", self.serve_ip);
         set(layer, "server.log", self.log.as_deref());
         set(layer, "server.log_format", self.log_format);
-        set(layer, "server.api_keys", given(&self.api_key));
     }
 }
 
@@ -250,11 +265,32 @@ impl McpFlags {
         set(layer, "http_mcp.mcp_port", self.mcp_port);
         // A port on the command line is a wish for the endpoint, whatever the file says.
         set(layer, "http_mcp.enabled", self.http_mcp_port.or(self.mcp_port).map(|_| true));
-        set(layer, "http_mcp.api_keys", given(&self.http_mcp_auth_key));
+    }
+}
+
+impl KeyFlags {
+    fn write_to(both_sides: &[&Self], layer: &mut Value) {
+        let join = |keys: fn(&Self) -> &Vec<String>| {
+            let keys: Vec<&String> = both_sides.iter().flat_map(|side| keys(side)).collect();
+            (!keys.is_empty()).then_some(keys)
+        };
+        set(layer, "server.api_keys", join(|keys| &keys.api_key));
+        #[cfg(feature = "http-mcp-stream")]
+        set(layer, "http_mcp.api_keys", join(|keys| &keys.http_mcp_auth_key));
     }
 }
 
 impl Command {
+    /// The keys that stand behind it.
+    fn keys(&self) -> Option<&KeyFlags> {
+        match self {
+            Self::Run(model) | Self::Plain(model) => Some(&model.keys),
+            Self::Gguf(model) => Some(&model.keys),
+            Self::Config(ConfigCommand::Check(keys)) => Some(keys),
+            Self::Config(ConfigCommand::Schema) | Self::Completions { .. } | Self::Cache(_) => None,
+        }
+    }
+
     /// A selector replaces the configured model as a whole: a file name of another model must not stay behind.
     fn write_to(&self, layer: &mut Value) {
         let (format, model_id, file) = match self {
@@ -267,10 +303,6 @@ impl Command {
         set(layer, "model.model_id", Some(model_id));
         set(layer, "model.file", Some(file));
     }
-}
-
-fn given(values: &[String]) -> Option<&[String]> {
-    (!values.is_empty()).then_some(values)
 }
 
 /// Names that users of mistral.rs know and this version does not serve, each with what to say about it.

@@ -109,11 +109,22 @@ impl ApiError {
     /// The body: `{"error": {"message", "type", "param", "code"}}`.
     pub fn to_json(&self) -> Value {
         json!({ "error": {
-            "message": self.to_string(),
+            "message": self.message(),
             "type": self.kind(),
             "param": self.param(),
             "code": self.code(),
         }})
+    }
+
+    /// The engine's messages do not always name the field, which only the API knows.
+    fn message(&self) -> String {
+        let message = self.to_string();
+        match self {
+            Self::Request(RequestError::Invalid { param, .. }) if !message.contains(param) => {
+                format!("`{param}`: {message}")
+            }
+            _ => message,
+        }
     }
 
     fn kind(&self) -> &'static str {

@@ -14,7 +14,7 @@ use crate::app::AppState;
 use crate::error::ApiError;
 
 /// A client that takes longer to send its body holds a connection for nothing.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+const BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What of a body over the limit is read and thrown away, so that the client is done sending and reads the answer.
 /// Beyond it the connection is closed in its face.

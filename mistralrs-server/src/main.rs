@@ -3,6 +3,7 @@
 //! Exit status: 0 after an orderly end, 1 if serving failed, 2 if flags, configuration or a local path were wrong and nothing
 //! was bound or loaded, 130 if a second signal cut draining short.
 
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -35,7 +36,7 @@ fn report(error: &anyhow::Error, status: u8) -> ExitCode {
 
 /// What was asked for, checked as far as that goes without a port or a model.
 enum Plan {
-    Serve { settings: Settings, model: Option<PendingModel> },
+    Serve { settings: Box<Settings>, model: Option<Box<PendingModel>> },
     Print(String),
     Completions(clap_complete::Shell),
     Cache(CacheCommand, HubSettings),
@@ -60,17 +61,17 @@ impl Plan {
     fn serve(settings: Settings) -> anyhow::Result<Self> {
         settings.check_serves_something()?;
         let model = match settings.model.clone() {
-            Some(model) => Some(PendingModel { located: hub::locate(&model.selector)?, settings: model }),
+            Some(model) => Some(Box::new(PendingModel { located: hub::locate(&model.selector)?, settings: model })),
             None => None,
         };
-        Ok(Self::Serve { settings, model })
+        Ok(Self::Serve { settings: Box::new(settings), model })
     }
 
     fn execute(self) -> anyhow::Result<()> {
         match self {
-            Self::Print(text) => println!("{}", text.trim_end()),
+            Self::Print(text) => print(&text)?,
             Self::Completions(shell) => Cli::print_completions(shell),
-            Self::Cache(command, hub) => print!("{}", runtime()?.block_on(cache(&command, &hub))?),
+            Self::Cache(command, hub) => print(&runtime()?.block_on(cache(&command, &hub))?)?,
             Self::Serve { settings, model } => {
                 start_log(&settings.server)?;
                 set_threads(&settings.server);
@@ -79,13 +80,21 @@ impl Plan {
                     .ok()
                     .context("a TLS provider is installed already")?;
                 let runtime = runtime()?;
-                let outcome = runtime.block_on(process::run(settings, model));
+                let outcome = runtime.block_on(process::run(*settings, model.map(|model| *model)));
                 // A model that is still being read from the disk when the process is told to end is not waited for.
                 runtime.shutdown_background();
                 outcome?;
             }
         }
         Ok(())
+    }
+}
+
+/// To standard output. Who stops reading, as `head` does, has seen enough.
+fn print(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -102,7 +111,8 @@ fn runtime() -> anyhow::Result<Runtime> {
 
 fn start_log(settings: &ServerSettings) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&settings.log)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     match settings.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

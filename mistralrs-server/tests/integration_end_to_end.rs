@@ -75,17 +75,17 @@ async fn requests_together_give_what_each_gives_alone() -> anyhow::Result<()> {
     let launch = Launch::model().option("--prefix-cache-n", "0").option("--max-num-batched-tokens", "48");
     let launch = launch.option("--threads", "2");
     let server = launch.start().await?;
-    check_together_equals_alone(&server.http()).await
+    check_together_equals_alone(&server.http(), 8).await
 }
 
 #[tokio::test]
 async fn requests_together_give_the_same_under_preemption_and_with_prefix_hits() -> anyhow::Result<()> {
-    // 6 MiB hold some 180 tokens of SmolLM2: the eight requests below need twice that. Small blocks, so that each
-    // answer outgrows the one block that admission keeps free for it.
+    // 6 MiB hold some 180 tokens of SmolLM2: the eight requests below need twice that. Answers of
+    // several blocks, so that each outgrows the one block that admission keeps free for it.
     let launch = Launch::model().option("--pa-memory-mb", "6").option("--pa-block-size", "8");
     let server = launch.start().await?;
     let http = server.http();
-    check_together_equals_alone(&http).await?;
+    check_together_equals_alone(&http, 40).await?;
     let scrape = http.scrape().await?;
     ensure!(scrape.count("mistralrs_paged_preemptions_total", &[])? > 0, "nothing was preempted");
     ensure!(scrape.count("mistralrs_prefix_cache_hits_total", &[])? > 0, "nothing came from the prefix cache");
@@ -254,10 +254,10 @@ async fn the_gateway_alone_needs_no_model_and_little_memory() -> anyhow::Result<
 }
 
 /// Eight requests of 1 to 64 prompt tokens, half greedy, half sampled with a seed.
-async fn check_together_equals_alone(http: &Http) -> anyhow::Result<()> {
+async fn check_together_equals_alone(http: &Http, min_answer_tokens: usize) -> anyhow::Result<()> {
     let requests: Vec<Value> = (0..8)
         .map(|index| {
-            let mut request = greedy(&sentence(1 + index * 9), 8 + 2 * index);
+            let mut request = greedy(&sentence(1 + index * 9), min_answer_tokens + 2 * index);
             request["ignore_eos"] = json!(true);
             if index % 2 == 1 {
                 request["temperature"] = json!(0.9);

@@ -81,7 +81,7 @@ async fn a_directory_without_a_model_says_what_is_missing() -> anyhow::Result<()
         directory.path().join("config.json"),
         r#"{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}"#,
     )?;
-    check_refused(gguf_launch(directory.path()), &["mamba", "llama"]).await?;
+    check_refused(gguf_launch(directory.path()), &["Mamba", "llama"]).await?;
     fs::write(directory.path().join("config.json"), "{ not json")?;
     check_refused(gguf_launch(directory.path()), &["config.json"]).await
 }
@@ -261,7 +261,7 @@ async fn a_hundred_refusals_leak_nothing() -> anyhow::Result<()> {
     let http = server.http();
     check_serves(&http).await?;
     // What the allocator and the tokenizer keep for the next request is no leak, so they have seen all this once.
-    send_refused(&http, 20).await?;
+    send_refused(&http, 80).await?;
     let before = process::read(server.pid())?;
     send_refused(&http, 100).await?;
     eventually(Duration::from_secs(10), || async {

@@ -20,21 +20,27 @@ impl Vocabulary {
     pub fn from_tokenizer(tokenizer: &Tokenizer) -> Result<Self, String> {
         let decoder = TokenDecoder::of(tokenizer)?;
         let added = tokenizer.get_added_tokens_decoder();
-        let num_tokens = tokenizer.get_vocab(true).values().max().map_or(0, |&max| max as usize + 1);
+        let tokens = tokenizer.get_vocab(true);
+        let num_tokens = tokens.values().max().map_or(0, |&max| max as usize + 1);
+        let mut texts = vec![String::new(); num_tokens];
+        for (text, token_id) in tokens {
+            texts[token_id as usize] = text;
+        }
         let mut vocabulary = Self {
             bytes: Vec::new(),
             ends: Vec::with_capacity(num_tokens),
-            is_special: Vec::with_capacity(num_tokens),
+            is_special: vec![false; num_tokens],
             strips_leading_space: decoder.strips_leading_space,
         };
-        for token_id in 0..num_tokens as u32 {
-            if let Some(token) = added.get(&token_id) {
-                vocabulary.bytes.extend_from_slice(token.content.as_bytes());
-            } else if let Some(token) = tokenizer.id_to_token(token_id) {
-                decoder.decode(&token, &mut vocabulary.bytes);
+        for (token_id, text) in texts.iter().enumerate() {
+            match added.get(&(token_id as u32)) {
+                Some(token) => {
+                    vocabulary.bytes.extend_from_slice(token.content.as_bytes());
+                    vocabulary.is_special[token_id] = token.special;
+                }
+                None => decoder.decode(text, &mut vocabulary.bytes),
             }
             vocabulary.ends.push(vocabulary.bytes.len() as u32);
-            vocabulary.is_special.push(added.get(&token_id).is_some_and(|token| token.special));
         }
         Ok(vocabulary)
     }

@@ -91,12 +91,20 @@ impl RotaryEmbedding {
             (0..config.size / 2).map(|pair| config.theta.powf(-((2 * pair) as f32) / config.size as f32)).collect();
         match &config.scaling {
             RotaryScaling::None => {}
-            RotaryScaling::Linear(factor) => frequencies.iter_mut().for_each(|frequency| *frequency /= factor),
+            RotaryScaling::Linear(factor) => {
+                for frequency in &mut frequencies {
+                    *frequency /= factor;
+                }
+            }
             RotaryScaling::Llama3(scaling) => {
-                frequencies.iter_mut().for_each(|frequency| *frequency = scaling.stretch(*frequency));
+                for frequency in &mut frequencies {
+                    *frequency = scaling.stretch(*frequency);
+                }
             }
             RotaryScaling::Divisors(divisors) if divisors.len() == frequencies.len() => {
-                frequencies.iter_mut().zip(divisors).for_each(|(frequency, divisor)| *frequency /= divisor);
+                for (frequency, divisor) in frequencies.iter_mut().zip(divisors) {
+                    *frequency /= divisor;
+                }
             }
             RotaryScaling::Divisors(divisors) => {
                 candle_core::bail!("{} rotary divisors for {} frequencies", divisors.len(), frequencies.len())

@@ -63,8 +63,11 @@ pub struct Architecture {
     /// How q and k of its GGUF files are laid out; Hugging Face checkpoints are always half-split.
     pub gguf_pairing: RotaryPairing,
     /// Builds the model from checked numbers and named weights.
-    pub build: fn(&DecoderConfig, &mut Weights<'_>) -> Result<Box<dyn CausalLm>, LoadError>,
+    pub build: Build,
 }
+
+/// Makes a model of checked numbers and named weights.
+pub type Build = fn(&DecoderConfig, &mut Weights<'_>) -> Result<Box<dyn CausalLm>, LoadError>;
 
 /// All architectures this build can load.
 pub const ARCHITECTURES: &[Architecture] = &[llama::ARCHITECTURE];

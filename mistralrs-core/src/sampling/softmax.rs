@@ -109,7 +109,6 @@ fn sum(weights: &[f32]) -> f64 {
 /// x = n·ln 2 + r with |r| ≤ ln 2 / 2, then e^r by its Taylor series (the first term left out is r⁸/8! < 6e-9) and
 /// 2ⁿ by the exponent bits.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "a call would keep the loops around it from being vectorized")]
 fn exp(x: f32) -> f32 {
     const MIN: f32 = -87.0;
     // Adding 1.5·2²³ rounds to an integer and leaves it in the low mantissa bits.

@@ -34,7 +34,11 @@ impl Scheduler {
     /// Whether the first choice of the same request is still computing the prompt that this one would reuse.
     fn waits_for_leader(&self, candidate: &Sequence) -> bool {
         let Some(leader) = candidate.leader else { return false };
-        !candidate.block_hashes.is_empty() && self.running.iter().any(|sequence| sequence.id == leader && sequence.num_computed < sequence.num_prompt_tokens)
+        !candidate.block_hashes.is_empty()
+            && self
+                .running
+                .iter()
+                .any(|sequence| sequence.id == leader && sequence.num_computed < sequence.num_prompt_tokens)
     }
 
     /// Blocks for all known tokens, cached ones first, or none at all.
@@ -49,7 +53,8 @@ impl Scheduler {
         let mut table = blocks.adopt_prefix(&sequence.block_hashes[..num_reusable]);
         let num_cached_blocks = table.blocks().len();
         let num_new = num_tokens.div_ceil(block_size) - num_cached_blocks;
-        if num_new + self.running.len() > blocks.usage().num_available() || blocks.grow(&mut table, num_tokens).is_err() {
+        if num_new + self.running.len() > blocks.usage().num_available() || blocks.grow(&mut table, num_tokens).is_err()
+        {
             blocks.release(table);
             return false;
         }

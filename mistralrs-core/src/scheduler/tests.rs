@@ -177,10 +177,8 @@ fn later_choices_wait_for_the_prompt_of_the_first() {
 fn random_operations_keep_every_invariant_and_leak_nothing() {
     let mut rng = StdRng::seed_from_u64(17);
     for _ in 0..20 {
-        let config = SchedulerConfig {
-            max_num_seqs: rng.random_range(1..6),
-            max_num_batched_tokens: rng.random_range(6..24),
-        };
+        let config =
+            SchedulerConfig { max_num_seqs: rng.random_range(1..6), max_num_batched_tokens: rng.random_range(6..24) };
         let num_blocks = rng.random_range(12..40);
         let mut bench = Bench::new(num_blocks, config);
         for _ in 0..2_000 {

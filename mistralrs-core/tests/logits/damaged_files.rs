@@ -95,8 +95,8 @@ fn what_a_checkpoint_lacks_is_named() {
         "tensor `model.layers.2.input_layernorm.weight` is missing",
     );
     check_checkpoint(
-        |directory| edit(&directory.join("config.json"), "\"intermediate_size\": 96", "\"intermediate_size\": 95"),
-        "has shape [96, 64], the model's configuration asks for [95, 64]",
+        |directory| edit(&directory.join("config.json"), "\"intermediate_size\": 96", "\"intermediate_size\": 94"),
+        "has shape [96, 64], the model's configuration asks for [94, 64]",
     );
     check_checkpoint(
         |directory| std::fs::write(directory.join("config.json"), "{").unwrap(),

@@ -2,6 +2,8 @@
 //!
 //! `tests/fixtures/README.md` says what the references are and how they were made.
 
+#![expect(clippy::unwrap_used, reason = "what a test cannot set up fails it")]
+
 mod damaged_files;
 mod reference;
 mod requantize;

@@ -4,13 +4,15 @@ use std::collections::HashMap;
 
 use safetensors::SafeTensors;
 
-use crate::runner::{Runner, argmax, fixture};
+use crate::runner::{Runner, fixture};
 
 /// Agreement asked of float weights: the largest difference of a logit, as a part of the logits' range.
 const MAX_LOGIT_ERROR: f32 = 1e-3;
 
 /// Agreement asked of quantized weights: the mean Kullback-Leibler divergence in nats.
 const MAX_MEAN_DIVERGENCE: f64 = 1e-3;
+/// The same where the reference rounds activations to 8 bits and we do not.
+const MAX_ROUNDED_DIVERGENCE: f64 = 5e-3;
 
 /// A file of `tests/fixtures/references`.
 pub struct Reference {
@@ -94,6 +96,13 @@ impl Reference {
         assert!(divergence < 10.0 * MAX_MEAN_DIVERGENCE, "{}: mean divergence {divergence:.2e}", self.name);
     }
 
+    /// Fails if the distributions over a text are further from the reference's than its rounding of activations explains.
+    pub fn check_near(&self, runner: &mut Runner) {
+        let divergence = self.mean_divergence(runner);
+        println!("{}: mean divergence {divergence:.2e}", self.name);
+        assert!(divergence < MAX_ROUNDED_DIVERGENCE, "{}: mean divergence {divergence:.2e}", self.name);
+    }
+
     /// Mean over positions of KL(reference, ours); all tokens outside the reference's top count as one.
     fn mean_divergence(&self, runner: &mut Runner) -> f64 {
         let text = &self.ids["text"];
@@ -112,14 +121,6 @@ impl Reference {
             if rest > 1e-9 { divergence + rest * (rest / our_rest).ln() } else { divergence }
         });
         divergences.sum::<f64>() / text.len() as f64
-    }
-
-    /// Fails unless logits are as the reference's to within its own noise: the same likeliest token.
-    pub fn check_likeliest(&self, runner: &mut Runner) {
-        for (index, prompt) in self.prompts() {
-            let logits = runner.logits(prompt).pop().unwrap();
-            assert_eq!(argmax(&logits), self.greedy(index)[0], "{}, prompt {index}", self.name);
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use mistralrs_paged_attn::{KvCache, KvDType, KvLayout, RaggedBatch};
 
 const BLOCK_SIZE: usize = 16;
 /// Blocks of each sequence: 256 tokens, longer than any test's.
-const BLOCKS_PER_SEQUENCE: usize = 16;
+const BLOCKS_PER_SEQUENCE: usize = 24;
 
 /// A model with KV in f32 for a few sequences.
 pub struct Runner {

@@ -6,9 +6,17 @@ use crate::reference::Reference;
 use crate::requantize::{requantize, smollm2};
 use crate::runner::{Chunk, Runner};
 
+/// The reference is llama.cpp and transformers over the same weights, dequantized. llama.cpp's own Q4_1 kernels round
+/// activations to 8 bits, which moves it from these weights by a mean divergence of about 3e-3; ours do not.
 #[test]
-fn q4_1_agrees_with_llama_cpp() {
-    Reference::read("smollm2-q4_1.llama-cpp").check_quantized(&mut Runner::new(&smollm2()));
+fn q4_1_agrees_with_its_dequantized_weights() {
+    let mut runner = Runner::new(&smollm2());
+    for name in ["smollm2-f16.transformers", "smollm2-f16.llama-cpp"] {
+        let reference = Reference::read(name);
+        reference.check_logits(&mut runner);
+        reference.check_greedy(&mut runner);
+    }
+    Reference::read("smollm2-q4_1.llama-cpp").check_near(&mut runner);
 }
 
 #[test]

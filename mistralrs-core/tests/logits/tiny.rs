@@ -70,8 +70,8 @@ fn what_the_files_say_comes_with_the_weights() {
     let description = ModelDescription {
         architecture: "llama".into(),
         quantization: "F32".into(),
-        num_parameters: 102_976,
-        num_weight_bytes: 4 * 102_976,
+        num_parameters: 102_720,
+        num_weight_bytes: 4 * 102_720,
     };
     assert_eq!(gguf.description, description);
     // <|endoftext|> and <|im_end|> are special and end a turn; only the second is declared.

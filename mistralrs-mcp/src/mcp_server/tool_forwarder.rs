@@ -39,6 +39,8 @@ impl ToolForwarder {
     pub async fn start(config: GatewayConfig, native: HashSet<String>, metrics: GatewayMetrics) -> Self {
         let catalog = Arc::new(Catalog::new(&config.upstreams, config.naming, native, metrics.clone()));
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        // Also for a start that is given up half way.
+        let guard = shutdown.clone().drop_guard();
         let upstreams = config.upstreams.into_iter().map(|config| {
             let metrics = metrics.upstream(&config.id);
             Upstream::new(config, metrics)
@@ -50,7 +52,6 @@ impl ToolForwarder {
             tasks.spawn(supervisor.run());
         }
         join_all(upstreams.iter().map(|upstream| upstream.first_attempt())).await;
-        let guard = shutdown.clone().drop_guard();
         Self { catalog, policy: config.access, upstreams, metrics, tasks, shutdown, _guard: guard }
     }
 

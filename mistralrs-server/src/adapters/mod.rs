@@ -46,6 +46,7 @@ enum Failure {
 impl From<RequestError> for Failure {
     fn from(error: RequestError) -> Self {
         match error {
+            RequestError::Invalid { param, message } if message.contains(param) => Self::Arguments(message),
             RequestError::Invalid { param, message } => Self::Arguments(format!("`{param}`: {message}")),
             other => Self::Refused(other.to_string()),
         }

@@ -253,12 +253,12 @@ impl Default for EngineSection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum PagedAttention {
-    /// Yes.
+    /// Whatever the engine has, which is always a paged cache.
     #[default]
     Auto,
-    /// Yes.
+    /// Paged.
     On,
-    /// Refused: there is no other KV cache.
+    /// Not paged, which is refused: there is no such cache.
     Off,
 }
 

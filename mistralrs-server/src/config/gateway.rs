@@ -40,7 +40,8 @@ impl Configuration {
             (Some(section), Some(servers)) => Some(section.merge(servers)),
             (section, servers) => section.or(servers),
         };
-        let forwarding = self.file.tool_forwarding.clone().map(|section| ToolForwardingConfig::from_value(Value::Object(section)));
+        let forwarding =
+            self.file.tool_forwarding.clone().map(|section| ToolForwardingConfig::from_value(Value::Object(section)));
         GatewayConfig::from_sections(client, forwarding.transpose().map_err(in_file)?).map_err(in_file)
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn walk<E>(
         }
         Value::Array(items) => {
             for (index, item) in items.iter_mut().enumerate() {
-                path.push_str(&format!("[{index}]"));
+                path.extend(["[", &index.to_string(), "]"]);
                 walk(item, path, change)?;
                 path.truncate(parent_len);
             }

@@ -24,22 +24,20 @@ impl Configuration {
             root.insert(format!("mcp_config from {}", path.display()), servers.clone());
         }
         let Ok(()) = walk(&mut value, &mut String::new(), &mut |text, path| {
-            Ok::<_, std::convert::Infallible>(self.redact(text, path))
+            Ok::<_, std::convert::Infallible>(Some(self.redact(text, path)))
         });
         toml::to_string_pretty(&without_nulls(value)).expect("tables, lists and plain values are TOML")
     }
 
-    fn redact(&self, text: &str, path: &str) -> Option<String> {
+    fn redact(&self, text: &str, path: &str) -> String {
         let is_secret = path.split(['.', '[']).any(|key| SECRET_KEYS.contains(&key));
         if is_secret || text.starts_with("literal:") {
-            return Some(REDACTED.to_owned());
+            return REDACTED.to_owned();
         }
-        let hidden = self
-            .interpolated
+        self.interpolated
             .iter()
             .filter(|(_, value)| value.len() >= MIN_HIDDEN_BYTES)
-            .fold(text.to_owned(), |text, (name, value)| text.replace(value, &format!("${{{name}}}")));
-        Some(hidden)
+            .fold(text.to_owned(), |text, (name, value)| text.replace(value, &format!("${{{name}}}")))
     }
 }
 

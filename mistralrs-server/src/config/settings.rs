@@ -254,11 +254,12 @@ impl Configuration {
     fn http_mcp(&self, server: &ServerSettings) -> Result<Option<HttpMcpConfig>, ConfigError> {
         let section = &self.file.http_mcp;
         if !section.is_wanted() {
-            return match self.has_key_flag {
-                true => Err(ConfigError::Invalid(
+            return if self.has_key_flag {
+                Err(ConfigError::Invalid(
                     "--http-mcp-auth-key is for the MCP endpoint, which is off: give --http-mcp-port PORT too".into(),
-                )),
-                false => Ok(None),
+                ))
+            } else {
+                Ok(None)
             };
         }
         let ip = section.serve_ip.unwrap_or(server.addr.ip());
@@ -349,11 +350,12 @@ fn check_authentication(section: &HttpMcpSection, ip: IpAddr) -> Result<(), Conf
 }
 
 fn check_keys(name: &str, keys: &[String]) -> Result<(), ConfigError> {
-    match keys.iter().any(|key| key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic())) {
-        true => Err(ConfigError::Invalid(format!(
+    if keys.iter().any(|key| key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic())) {
+        Err(ConfigError::Invalid(format!(
             "`{name}`: a key must be visible ASCII characters without spaces, at least one"
-        ))),
-        false => Ok(()),
+        )))
+    } else {
+        Ok(())
     }
 }
 
@@ -362,9 +364,10 @@ fn cors(name: &str, section: &CorsSection) -> Result<Option<Cors>, ConfigError> 
         ConfigError::Invalid(format!("`{name}.{key}`: `{value}` is not {wanted}"))
     };
     if section.allow_origins.is_empty() {
-        return match section.allow_methods.is_empty() {
-            true => Ok(None),
-            false => Err(ConfigError::Invalid(format!("`{name}.allow_methods` needs `{name}.allow_origins`"))),
+        return if section.allow_methods.is_empty() {
+            Ok(None)
+        } else {
+            Err(ConfigError::Invalid(format!("`{name}.allow_methods` needs `{name}.allow_origins`")))
         };
     }
     let origins = section.allow_origins.iter().map(|origin| match origin.parse() {

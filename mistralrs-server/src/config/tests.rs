@@ -44,11 +44,15 @@ fn flags(flags: &'static str) -> Case {
     Case { file: None, environment: &[], flags }
 }
 
-fn check_error(case: &Case, expected: &str) {
+fn error(case: &Case) -> String {
     match case.settings() {
         Ok(settings) => panic!("accepted: {settings:?}"),
-        Err(error) => assert_eq!(error, expected),
+        Err(error) => error,
     }
+}
+
+fn check_error(case: &Case, expected: &str) {
+    assert_eq!(error(case), expected);
 }
 
 #[test]
@@ -145,37 +149,43 @@ fn the_mcp_endpoint_comes_from_flags_environment_or_file() {
 
 #[test]
 fn unknown_keys_and_values_name_the_nearest_known_one() {
-    check_error(&toml("[server]\nprot = 1"), "");
-    check_error(&toml("[sever]\nport = 1"), "");
-    check_error(&toml("[engine]\npa_cache_type = \"f61\""), "");
-    check_error(&toml("[server]\nport = \"http\""), "");
-    check_error(&toml("[server]\nmax_body_bytes = 0"), "");
-    check_error(&toml("[server]\nport = 1\nport = 2"), "");
+    insta::assert_snapshot!(error(&toml("[server]\nprot = 1")), @"mistralrs.toml: unknown key `prot` in `server`; did you mean `port`? (known: port, serve_ip, api_keys, log, log_format, threads, max_body_bytes, max_connections, request_timeout_secs, drain_timeout_secs, cors)");
+    insta::assert_snapshot!(error(&toml("[sever]\nport = 1")), @"mistralrs.toml: unknown key `sever`; did you mean `server`? (known: server, model, engine, prometheus_locks, http_mcp, mcp_client, tool_forwarding)");
+    insta::assert_snapshot!(error(&toml("[engine]\npa_cache_type = \"f61\"")), @"mistralrs.toml: unknown value `f61` of `engine.pa_cache_type` (known: auto, f16, f32)");
+    insta::assert_snapshot!(error(&toml("[server]\nport = \"http\"")), @r#"mistralrs.toml: `server.port`: invalid type: string "http", expected u16"#);
+    insta::assert_snapshot!(error(&toml("[server]\nmax_body_bytes = 0")), @"mistralrs.toml: `server.max_body_bytes`: invalid value: integer `0`, expected a nonzero usize");
+    insta::assert_snapshot!(error(&toml("[server]\nport = 1\nport = 2")), @"
+    mistralrs.toml: TOML parse error at line 3, column 1
+      |
+    3 | port = 2
+      | ^^^^
+    duplicate key
+    ");
 }
 
 #[test]
 fn a_file_of_another_kind_is_refused() {
     let case = |name, text| Case { file: Some((name, text)), environment: &[], flags: "" };
-    check_error(&case("mistralrs.ini", ""), "");
-    check_error(&case("list.json", "[1]"), "");
-    check_error(&case("broken.json", "{"), "");
+    insta::assert_snapshot!(error(&case("mistralrs.ini", "")), @"mistralrs.ini: the name must end in .toml, .yaml, .yml or .json");
+    insta::assert_snapshot!(error(&case("list.json", "[1]")), @"list.json: the file must hold a table of keys");
+    insta::assert_snapshot!(error(&case("broken.json", "{")), @"broken.json: EOF while parsing an object at line 1 column 1");
     assert!(case("empty.yaml", "").settings().is_ok());
 }
 
 #[test]
 fn contradictions_and_what_this_version_cannot_do_are_refused() {
-    check_error(&flags("run -m a/b --paged-attn off"), "");
-    check_error(&flags("run -m a/b --pa-block-size 24"), "");
-    check_error(&flags("run -m a/b --log =,="), "");
-    check_error(&flags("run -m a/b --api-key é"), "");
-    check_error(&toml("[model]\nfile = \"x.gguf\""), "");
-    check_error(&toml("[server.cors]\nallow_origins = [\"localhost:3000\"]"), "");
-    check_error(&toml("[prometheus_locks]\nmetrics_endpoint = \"/health\""), "");
-    check_error(&toml("[http_mcp]\nenabled = true\nauth_method = \"jwt\""), "");
-    check_error(&toml("[http_mcp]\nenabled = true\nauth_method = \"api_key\""), "");
-    check_error(&toml("[http_mcp]\nenabled = true\nauth_method = \"none\"\napi_keys = [\"k\"]"), "");
-    check_error(&toml("[http_mcp]\nport = 1234"), "");
-    check_error(&toml("[server]\nserve_ip = \"0.0.0.0\"\n[http_mcp]\nenabled = true"), "");
+    insta::assert_snapshot!(error(&flags("run -m a/b --paged-attn off")), @"--paged-attn off: this engine's KV cache is always paged, on the CPU too; use `auto` or `on`");
+    insta::assert_snapshot!(error(&flags("run -m a/b --pa-block-size 24")), @"--pa-block-size 24: expected a power of two up to 256, in tokens");
+    insta::assert_snapshot!(error(&flags("run -m a/b --log =,=")), @"--log `=,=` is not a log filter: invalid filter directive");
+    insta::assert_snapshot!(error(&flags("run -m a/b --api-key é")), @"`server.api_keys`: a key must be visible ASCII characters without spaces, at least one");
+    insta::assert_snapshot!(error(&toml("[model]\nfile = \"x.gguf\"")), @"`model.file` needs `model.model_id`: the directory or hub id it is in");
+    insta::assert_snapshot!(error(&toml("[server.cors]\nallow_origins = [\"localhost:3000\"]")), @"`server.cors.allow_origins`: `localhost:3000` is not an origin such as `http://localhost:3000`, without a path, or `*`");
+    insta::assert_snapshot!(error(&toml("[prometheus_locks]\nmetrics_endpoint = \"/health\"")), @"`prometheus_locks.metrics_endpoint` is `/health`, but must be an unused path such as `/metrics`");
+    insta::assert_snapshot!(error(&toml("[http_mcp]\nenabled = true\nauth_method = \"jwt\"")), @r#"`http_mcp.auth_method = "jwt"` is not supported by this version; use "api_key""#);
+    insta::assert_snapshot!(error(&toml("[http_mcp]\nenabled = true\nauth_method = \"api_key\"")), @r#"`http_mcp.auth_method = "api_key"` needs `http_mcp.api_keys` or --http-mcp-auth-key"#);
+    insta::assert_snapshot!(error(&toml("[http_mcp]\nenabled = true\nauth_method = \"none\"\napi_keys = [\"k\"]")), @r#"`http_mcp.auth_method = "none"` contradicts `http_mcp.api_keys`; remove one of them"#);
+    insta::assert_snapshot!(error(&toml("[http_mcp]\nport = 1234")), @"port 1234 is wanted for the OpenAI API and for the MCP endpoint; give them different ports (--port, --http-mcp-port)");
+    insta::assert_snapshot!(error(&toml("[server]\nserve_ip = \"0.0.0.0\"\n[http_mcp]\nenabled = true")), @"the MCP endpoint would listen on 0.0.0.0 without a key, and its tools act on this machine: give --http-mcp-auth-key KEY, or bind it to this machine with --serve-ip 127.0.0.1");
 }
 
 #[test]

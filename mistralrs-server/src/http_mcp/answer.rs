@@ -9,14 +9,14 @@ use axum::Json;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::{Stream, StreamExt, stream};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 use mistralrs_mcp::rmcp::model::{ErrorCode, ServerJsonRpcMessage, ServerResult};
 use mistralrs_mcp::rmcp::transport::streamable_http_server::session::ServerSseMessage;
 use serde_json::{Value, json};
 
 use super::accept::{Accept, Events};
-use super::error::{EndpointError, ErrorKind};
-use super::metrics::LateError;
+use super::error::ErrorKind;
+use super::metrics::Observed;
 
 /// Silence on a stream after which a comment is sent, so that proxies keep it open (nginx gives up after 60 s).
 /// Also how long a caller that reads both types is kept without a header before its answer becomes a stream.
@@ -26,11 +26,12 @@ pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub(super) type Messages = Pin<Box<dyn Stream<Item = ServerSseMessage> + Send>>;
 
 /// How a request wants to be answered.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct AnswerPlan {
     pub accept: Accept,
     pub streaming: Streaming,
     pub closing: Closing,
+    pub observed: Observed,
 }
 
 /// Whether the caller asked to watch the call.
@@ -53,7 +54,7 @@ pub(super) enum Closing {
 pub(super) async fn answer(mut messages: Messages, plan: AnswerPlan) -> Response {
     let may_stream = plan.accept.events != Events::Refused;
     if !plan.accept.json || (may_stream && plan.streaming == Streaming::Wanted) {
-        return stream_events(Vec::new(), messages, plan.closing);
+        return stream_events(Vec::new(), messages, plan);
     }
     // Only who names event streams gets one without asking: for anybody else JSON is the plain reading.
     let mut held = Vec::new();
@@ -65,13 +66,14 @@ pub(super) async fn answer(mut messages: Messages, plan: AnswerPlan) -> Response
             Ok(messages.next().await)
         };
         match next {
-            Err(_slow) => return stream_events(held, messages, plan.closing),
-            Ok(None) => return EndpointError::Internal("the request was cancelled".to_owned()).into_response(),
+            Err(_slow) => return stream_events(held, messages, plan),
+            // Cancelled by its own client: accepted, and nobody waits for more.
+            Ok(None) => return StatusCode::ACCEPTED.into_response(),
             Ok(Some(message)) => match &message.message {
                 Some(response) if is_response(response) => return json_answer(response),
                 Some(_) if may_switch => {
                     held.push(message);
-                    return stream_events(held, messages, plan.closing);
+                    return stream_events(held, messages, plan);
                 }
                 Some(_) => {}
                 None => held.push(message),
@@ -90,7 +92,7 @@ pub(super) fn values_as_events(messages: Vec<Value>) -> Response {
     event_stream(stream::iter(messages).map(|message| Event::default().event("message").data(message.to_string())))
 }
 
-fn stream_events(held: Vec<ServerSseMessage>, messages: Messages, closing: Closing) -> Response {
+fn stream_events(held: Vec<ServerSseMessage>, messages: Messages, plan: AnswerPlan) -> Response {
     let messages: Messages = Box::pin(stream::iter(held).chain(messages));
     // The body ends with the response even if the channel behind it stays open: clients read to the end.
     let until_response = stream::unfold(Some(messages), |messages| async {
@@ -99,18 +101,12 @@ fn stream_events(held: Vec<ServerSseMessage>, messages: Messages, closing: Closi
         let is_last = message.message.as_deref().is_some_and(is_response);
         Some((message, (!is_last).then_some(messages)))
     });
-    let late_error = LateError::default();
-    let observed = late_error.clone();
-    let events = until_response.flat_map(move |message| {
+    event_stream(until_response.flat_map(move |message| {
         if let Some(kind) = message.message.as_deref().and_then(error_kind) {
-            // The response comes once, so there is nothing to overwrite.
-            let _ = observed.0.set(kind);
+            plan.observed.error(kind);
         }
-        stream::iter(to_events(&message, closing))
-    });
-    let mut response = event_stream(events);
-    response.extensions_mut().insert(late_error);
-    response
+        stream::iter(to_events(&message, plan.closing))
+    }))
 }
 
 fn event_stream(events: impl Stream<Item = Event> + Send + 'static) -> Response {

@@ -28,7 +28,7 @@ use super::answer::{AnswerPlan, Closing, Messages, Streaming, answer, listen};
 use super::error::{EndpointError, Refusal};
 use super::handshake_only::HandshakeOnly;
 use super::incoming::Payload;
-use super::metrics::MethodLabel;
+use super::metrics::Observed;
 use super::modern::Lifetime;
 use super::stateless::{Answering, StatelessCall};
 
@@ -70,14 +70,12 @@ impl Endpoint {
             Ok(read) => read,
             Err(refusal) => return refusal.into_response(),
         };
-        let method = MethodLabel(payload.method_label());
+        observed(&parts).method(payload.method_label());
         let answered = match payload {
             Payload::One(message) => self.post_message(parts, body, *message, accept).await,
             Payload::Batch(members) => self.post_batch(parts, members, accept).await,
         };
-        let mut response = answered.unwrap_or_else(Refusal::into_response);
-        response.extensions_mut().insert(method);
-        response
+        answered.unwrap_or_else(Refusal::into_response)
     }
 
     async fn post_message(
@@ -136,8 +134,8 @@ impl Endpoint {
             ClientJsonRpcMessage::Request(mut request) => {
                 let streaming = watch(&mut request, accept);
                 let closing = if streaming == Streaming::Wanted { closing } else { Closing::Nothing };
-                let messages = self.call(request, parts);
-                Ok(answer(messages, AnswerPlan { accept, streaming, closing }).await)
+                let plan = AnswerPlan { accept, streaming, closing, observed: observed(&parts) };
+                Ok(answer(self.call(request, parts), plan).await)
             }
             // `notifications/initialized`, for one.
             ClientJsonRpcMessage::Notification(_) => Ok(StatusCode::ACCEPTED.into_response()),
@@ -160,8 +158,9 @@ impl Endpoint {
             return Ok(StatusCode::ACCEPTED.into_response());
         };
         let streaming = watch(&mut request, accept);
+        let plan = AnswerPlan { accept, streaming, closing: Closing::Nothing, observed: observed(&parts) };
         let messages = lease.call(with_parts(ClientJsonRpcMessage::Request(request), parts)).await?;
-        Ok(answer(messages, AnswerPlan { accept, streaming, closing: Closing::Nothing }).await)
+        Ok(answer(messages, plan).await)
     }
 
     pub(super) fn call(&self, request: JsonRpcRequest<ClientRequest>, parts: Parts) -> Messages {
@@ -174,7 +173,8 @@ impl Endpoint {
         message: ClientJsonRpcMessage,
         accept: Accept,
     ) -> Result<Response, EndpointError> {
-        let plan = AnswerPlan { accept, streaming: Streaming::IfNeeded, closing: Closing::Nothing };
+        let (streaming, closing) = (Streaming::IfNeeded, Closing::Nothing);
+        let plan = AnswerPlan { accept, streaming, closing, observed: observed(&parts) };
         let (id, messages): (Option<HeaderValue>, Messages) = match message {
             ClientJsonRpcMessage::Request(request) if knows_no_sessions(&request) => {
                 (Some(HandshakeOnly::issue()), self.call(request, parts))
@@ -275,6 +275,10 @@ fn knows_no_sessions(request: &JsonRpcRequest<ClientRequest>) -> bool {
 
 pub(super) fn principal(parts: &Parts) -> &Principal {
     parts.extensions.get().unwrap_or(&Principal::Anonymous)
+}
+
+fn observed(parts: &Parts) -> Observed {
+    parts.extensions.get().cloned().unwrap_or_default()
 }
 
 /// The handler reads the principal from the HTTP request's parts, which rmcp carries in the message's extensions.

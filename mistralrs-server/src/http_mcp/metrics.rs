@@ -62,26 +62,37 @@ impl EndpointMetrics {
     }
 }
 
-/// The `method` label of a request; in the response's extensions, as only the handler has read the body.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct MethodLabel(pub &'static str);
-
-/// The error that ended an event stream, set after the response's head is gone.
+/// What only the handler knows of a request, and may learn after the response's head is gone; in the request's
+/// extensions. Each is said once, so the first word stands.
 #[derive(Debug, Clone, Default)]
-pub(super) struct LateError(pub Arc<OnceLock<ErrorKind>>);
+pub(super) struct Observed(Arc<Observations>);
+
+#[derive(Debug, Default)]
+struct Observations {
+    method: OnceLock<&'static str>,
+    error: OnceLock<ErrorKind>,
+}
+
+impl Observed {
+    pub fn method(&self, label: &'static str) {
+        let _ = self.0.method.set(label);
+    }
+
+    pub fn error(&self, kind: ErrorKind) {
+        let _ = self.0.error.set(kind);
+    }
+}
 
 /// Middleware around everything: counts, times, and watches the body to its end.
-pub(super) async fn measure(State(metrics): State<EndpointMetrics>, request: Request, next: Next) -> Response {
+pub(super) async fn measure(State(metrics): State<EndpointMetrics>, mut request: Request, next: Next) -> Response {
     let mut measured = Measured::begin(metrics);
+    request.extensions_mut().insert(measured.observed.clone());
     let response = next.run(request).await;
 
     measured.status = response.status().as_u16();
-    let extensions = response.extensions();
-    if let Some(MethodLabel(method)) = extensions.get() {
-        measured.method = method;
+    if let Some(kind) = response.extensions().get() {
+        measured.observed.error(*kind);
     }
-    measured.error = extensions.get::<ErrorKind>().copied();
-    measured.late_error = extensions.get::<LateError>().cloned();
     let content_type = response.headers().get(header::CONTENT_TYPE);
     measured.is_stream = content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
     response.map(|body| Body::new(MeasuredBody { body, measured }))
@@ -91,37 +102,27 @@ pub(super) async fn measure(State(metrics): State<EndpointMetrics>, request: Req
 struct Measured {
     metrics: EndpointMetrics,
     started: Instant,
-    method: &'static str,
     status: u16,
-    error: Option<ErrorKind>,
-    late_error: Option<LateError>,
+    observed: Observed,
     is_stream: bool,
 }
 
 impl Measured {
     fn begin(metrics: EndpointMetrics) -> Self {
         metrics.active.with_label_values::<&str>(&[]).inc();
-        Self {
-            metrics,
-            started: Instant::now(),
-            method: OTHER_METHOD,
-            status: CLIENT_LEFT,
-            error: None,
-            late_error: None,
-            is_stream: false,
-        }
+        Self { metrics, started: Instant::now(), status: CLIENT_LEFT, observed: Observed::default(), is_stream: false }
     }
 }
 
 impl Drop for Measured {
     fn drop(&mut self) {
-        let metrics = &self.metrics;
+        let Self { metrics, observed: Observed(observed), .. } = self;
+        let method = observed.method.get().copied().unwrap_or(OTHER_METHOD);
         metrics.active.with_label_values::<&str>(&[]).dec();
-        metrics.requests.with_label_values(&[self.method, &self.status.to_string()]).inc();
-        metrics.duration.with_label_values(&[self.method]).observe(self.started.elapsed().as_secs_f64());
-        let late = self.late_error.as_ref().and_then(|late| late.0.get().copied());
-        if let Some(ErrorKind(kind)) = self.error.or(late) {
-            metrics.errors.with_label_values(&[kind, self.method]).inc();
+        metrics.requests.with_label_values(&[method, &self.status.to_string()]).inc();
+        metrics.duration.with_label_values(&[method]).observe(self.started.elapsed().as_secs_f64());
+        if let Some(ErrorKind(kind)) = observed.error.get() {
+            metrics.errors.with_label_values(&[kind, method]).inc();
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::config::{HubSettings, ModelSelector};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A download that stands still for this long has failed.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Second tries after a failure that may pass.
 const MAX_RETRIES: usize = 2;

@@ -158,20 +158,25 @@ enum Wanted {
     Gguf(String),
 }
 
+fn is_gguf(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
 impl Wanted {
     /// Decides by the names of the files that are there.
     fn among(names: &[String], selector: &ModelSelector) -> Result<Self, String> {
-        let ggufs: Vec<&str> = names.iter().map(String::as_str).filter(|name| name.ends_with(".gguf")).collect();
+        let ggufs: Vec<&str> = names.iter().map(String::as_str).filter(|name| is_gguf(name)).collect();
         let has = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
         // A directory with config.json and no weights at all is the loader's to complain about: it knows more. Many
         // repositories of GGUF files have a config.json too.
-        let has_safetensors = names.iter().any(|name| name == "config.json") && (has(".safetensors") || ggufs.is_empty());
+        let has_safetensors =
+            names.iter().any(|name| name == "config.json") && (has(".safetensors") || ggufs.is_empty());
         match (selector.format, selector.file.as_deref()) {
             (ModelFormat::Gguf, Some(file)) if ggufs.contains(&file) || names.iter().any(|name| name == file) => {
                 Ok(Self::Gguf(file.to_owned()))
             }
             (ModelFormat::Gguf, Some(file)) => Err(format!("has no file `{file}`; {}", list(&ggufs))),
-            (ModelFormat::Safetensors, _) | (ModelFormat::Auto, _) if has_safetensors => Ok(Self::Safetensors),
+            (ModelFormat::Safetensors | ModelFormat::Auto, _) if has_safetensors => Ok(Self::Safetensors),
             (ModelFormat::Safetensors, _) => Err("has no config.json with *.safetensors beside it".to_owned()),
             (ModelFormat::Auto | ModelFormat::Gguf, _) => match ggufs.as_slice() {
                 [only] => Ok(Self::Gguf((*only).to_owned())),

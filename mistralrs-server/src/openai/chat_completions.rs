@@ -152,7 +152,11 @@ struct Message {
     content: String,
 }
 
-pub(super) async fn collect(mut generation: Generation, answer: &AnswerId, logprobs: Logprobs) -> Result<Response, ApiError> {
+pub(super) async fn collect(
+    mut generation: Generation,
+    answer: &AnswerId,
+    logprobs: Logprobs,
+) -> Result<Response, ApiError> {
     let mut choices: Vec<ChatChoice> = (0..generation.num_choices())
         .map(|index| ChatChoice {
             index,
@@ -177,6 +181,9 @@ pub(super) async fn collect(mut generation: Generation, answer: &AnswerId, logpr
     Ok(axum::Json(answer.object("chat.completion", choices, usage)).into_response())
 }
 
+/// The object that a stream is made of.
+const CHUNK: &str = "chat.completion.chunk";
+
 /// Renders pieces as chunks; the first of each choice is its role.
 pub(super) struct ChatChunks {
     answer: AnswerId,
@@ -198,16 +205,11 @@ impl ChatChunks {
         Self { answer, logprobs, begun: Vec::new() }
     }
 
-    fn chunk(&self, choice: ChatChunkChoice, usage: UsageField) -> Value {
-        json!(self.answer.object("chat.completion.chunk", vec![choice], usage))
+    fn chunk(&self, choice: ChatChunkChoice, usage: UsageField) -> String {
+        self.answer.object(CHUNK, vec![choice], usage).to_json()
     }
 
-    fn text(
-        &self,
-        index: usize,
-        text: String,
-        tokens: &[TokenLogprob],
-    ) -> Option<ChatChunkChoice> {
+    fn text(&self, index: usize, text: &str, tokens: &[TokenLogprob]) -> Option<ChatChunkChoice> {
         if text.is_empty() && tokens.is_empty() {
             return None;
         }
@@ -230,17 +232,17 @@ impl ChatChunks {
 }
 
 impl Chunks for ChatChunks {
-    fn render(&mut self, piece: Piece, usage: UsageField) -> Vec<Value> {
+    fn render(&mut self, piece: Piece, usage: UsageField) -> Vec<String> {
         let (index, choice) = match piece {
-            Piece::Text { choice, text, logprobs } => (choice, self.text(choice, text, &logprobs)),
+            Piece::Text { choice, text, logprobs } => (choice, self.text(choice, &text, &logprobs)),
             Piece::End { choice, reason } => (choice, Some(last(choice, reason))),
         };
         let choices = self.role(index).into_iter().chain(choice).collect::<Vec<_>>();
         choices.into_iter().map(|choice| self.chunk(choice, usage)).collect()
     }
 
-    fn render_usage(&mut self, usage: UsageField) -> Value {
-        json!(self.answer.object("chat.completion.chunk", Vec::<ChatChunkChoice>::new(), usage))
+    fn render_usage(&mut self, usage: UsageField) -> String {
+        self.answer.object(CHUNK, Vec::<ChatChunkChoice>::new(), usage).to_json()
     }
 }
 

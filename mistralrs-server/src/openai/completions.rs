@@ -6,7 +6,7 @@ use mistralrs_core::model::MAX_CHOICES;
 use mistralrs_core::request::TokenLogprob;
 use mistralrs_core::{GenerateRequest, Model, Prompt};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::generation::{Generation, Piece};
 use super::logprobs::TextLogprobs;
@@ -210,7 +210,7 @@ impl TextAnswer {
 }
 
 impl Chunks for TextAnswer {
-    fn render(&mut self, piece: Piece, usage: UsageField) -> Vec<Value> {
+    fn render(&mut self, piece: Piece, usage: UsageField) -> Vec<String> {
         let choice = match piece {
             Piece::Text { choice, text, logprobs } => {
                 let text = std::mem::take(&mut self.beginnings[choice]) + &text;
@@ -226,10 +226,10 @@ impl Chunks for TextAnswer {
                 finish_reason: Some(reason.as_str()),
             },
         };
-        vec![json!(self.answer.object("text_completion", vec![choice], usage))]
+        vec![self.answer.object("text_completion", vec![choice], usage).to_json()]
     }
 
-    fn render_usage(&mut self, usage: UsageField) -> Value {
-        json!(self.answer.object("text_completion", Vec::<TextChoice>::new(), usage))
+    fn render_usage(&mut self, usage: UsageField) -> String {
+        self.answer.object("text_completion", Vec::<TextChoice>::new(), usage).to_json()
     }
 }

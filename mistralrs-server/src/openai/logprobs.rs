@@ -1,8 +1,7 @@
 //! Log-probabilities in the two shapes that OpenAI has for them.
 
 use mistralrs_core::request::TokenLogprob;
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
 
 /// JSON has no infinity: a token that cannot be drawn has this log-probability, as in vLLM.
 const IMPOSSIBLE: f32 = -9999.0;
@@ -48,7 +47,7 @@ impl From<&TokenLogprob> for ChatToken {
 pub(super) struct TextLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<f32>,
-    top_logprobs: Vec<Map<String, Value>>,
+    top_logprobs: Vec<TopLogprobs>,
     text_offset: Vec<usize>,
 }
 
@@ -58,11 +57,33 @@ impl TextLogprobs {
         for token in tokens {
             self.tokens.push(token.text.clone());
             self.token_logprobs.push(finite(token.logprob));
-            let top = token.top.iter().map(|top| (top.text.clone(), json!(finite(top.logprob))));
-            self.top_logprobs.push(top.collect());
+            self.top_logprobs.push(TopLogprobs::new(&token.top));
             self.text_offset.push(*offset);
             *offset += token.text.chars().count();
         }
+    }
+}
+
+/// Text to log-probability, likeliest first.
+#[derive(Debug)]
+struct TopLogprobs(Vec<(String, f32)>);
+
+impl TopLogprobs {
+    /// Tokens that are parts of characters may have the same text; the likeliest stands for them.
+    fn new(tokens: &[TokenLogprob]) -> Self {
+        let mut entries: Vec<(String, f32)> = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            if !entries.iter().any(|(text, _)| *text == token.text) {
+                entries.push((token.text.clone(), finite(token.logprob)));
+            }
+        }
+        Self(entries)
+    }
+}
+
+impl Serialize for TopLogprobs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(text, logprob)| (text, logprob)))
     }
 }
 

@@ -18,7 +18,7 @@ pub async fn list_models(State(app): State<AppState>) -> Json<Value> {
 /// One model by its exact name.
 pub async fn retrieve_model(State(app): State<AppState>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
     let models = app.models.models();
-    match models.iter().map(|model| model.info()).find(|info| info.id == id) {
+    match models.iter().map(mistralrs_core::Model::info).find(|info| info.id == id) {
         Some(info) => Ok(Json(describe(info))),
         None => Err(RequestError::UnknownModel {
             requested: id,

@@ -152,9 +152,10 @@ impl GenerateOptions {
 
     pub fn num_choices(&self) -> Result<usize, ApiError> {
         let n = self.n.unwrap_or(1);
-        match (1..=MAX_CHOICES).contains(&n) {
-            true => Ok(n),
-            false => Err(ApiError::invalid("n", format!("`n` is {n}; expected 1 to {MAX_CHOICES}"))),
+        if (1..=MAX_CHOICES).contains(&n) {
+            Ok(n)
+        } else {
+            Err(ApiError::invalid("n", format!("`n` is {n}; expected 1 to {MAX_CHOICES}")))
         }
     }
 
@@ -267,11 +268,10 @@ fn logit_bias(biases: &BTreeMap<String, f32>) -> Result<BTreeMap<u32, f32>, ApiE
         let token_id = token
             .parse()
             .map_err(|_| ApiError::invalid("logit_bias", format!("`logit_bias`: `{token}` is not a token id")))?;
-        match (-100.0..=100.0).contains(bias) {
-            true => Ok((token_id, *bias)),
-            false => {
-                Err(ApiError::invalid("logit_bias", format!("`logit_bias.{token}` is {bias}; expected -100 to 100")))
-            }
+        if (-100.0..=100.0).contains(bias) {
+            Ok((token_id, *bias))
+        } else {
+            Err(ApiError::invalid("logit_bias", format!("`logit_bias.{token}` is {bias}; expected -100 to 100")))
         }
     });
     entries.collect()

@@ -8,7 +8,6 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
 use http::{HeaderName, HeaderValue};
-use serde_json::Value;
 
 use super::generation::{Generation, Piece};
 use super::options::UsageReport;
@@ -18,13 +17,13 @@ use super::types::UsageField;
 /// client that left is noticed.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// How one endpoint renders pieces as chunks.
+/// How one endpoint renders pieces as chunks, in JSON.
 pub(super) trait Chunks: Send + 'static {
     /// The chunks for one piece, in order.
-    fn render(&mut self, piece: Piece, usage: UsageField) -> Vec<Value>;
+    fn render(&mut self, piece: Piece, usage: UsageField) -> Vec<String>;
 
     /// The chunk without choices that tells what was used.
-    fn render_usage(&mut self, usage: UsageField) -> Value;
+    fn render_usage(&mut self, usage: UsageField) -> String;
 }
 
 /// Streams `generation`. Dropping the response's body, as the server does when the client leaves, cancels it.
@@ -66,10 +65,10 @@ impl<C: Chunks> Streaming<C> {
             }
             match self.generation.next().await {
                 Some(Ok(piece)) => self.push_piece(piece),
-                Some(Err(error)) => self.end_with(Some(error.to_json())),
+                Some(Err(error)) => self.end_with(Some(&error.to_json())),
                 None => {
                     let usage = self.usage_chunk();
-                    self.end_with(usage);
+                    self.end_with(usage.as_ref());
                 }
             }
         }
@@ -80,24 +79,24 @@ impl<C: Chunks> Streaming<C> {
             UsageReport::Omit => UsageField::Absent,
             UsageReport::Include => UsageField::Later,
         };
-        self.pending.extend(self.chunks.render(piece, usage).into_iter().map(data));
+        self.pending.extend(self.chunks.render(piece, usage).iter().map(data));
     }
 
-    fn usage_chunk(&mut self) -> Option<Value> {
+    fn usage_chunk(&mut self) -> Option<String> {
         match self.usage_report {
             UsageReport::Omit => None,
             UsageReport::Include => Some(self.chunks.render_usage(UsageField::Known(self.generation.usage().into()))),
         }
     }
 
-    fn end_with(&mut self, last: Option<Value>) {
+    fn end_with(&mut self, last: Option<&Value>) {
         self.pending.extend(last.map(data));
         self.pending.push_back(Event::default().data("[DONE]"));
         self.phase = Phase::Ending;
     }
 }
 
-fn data(chunk: Value) -> Event {
+fn data(chunk: &Value) -> Event {
     // JSON text has no line breaks outside of strings, and none unescaped inside.
     Event::default().data(chunk.to_string())
 }

@@ -3,7 +3,7 @@
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use mistralrs_core::request::{TokenLogprob, Usage};
-use mistralrs_core::{FinishReason, TextEvent};
+use mistralrs_core::{FinishReason, GenerateRequest, TextEvent};
 use serde_json::{Value, json};
 
 use super::chat_completions::{ChatChunks, ChatCompletionRequest, Logprobs};
@@ -38,8 +38,8 @@ async fn render(response: Response) -> String {
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     let text = String::from_utf8(body.to_vec()).unwrap();
-    let constant =
-        r#""created":1700000000,"model":"SmolLM2","system_fingerprint":"mistralrs-VERSION","#.replace("VERSION", env!("CARGO_PKG_VERSION"));
+    let constant = r#""created":1700000000,"model":"SmolLM2","system_fingerprint":"mistralrs-VERSION","#
+        .replace("VERSION", env!("CARGO_PKG_VERSION"));
     format!("{status}\n{}", text.replace("\n\n", "\n").replace(&constant, ""))
 }
 
@@ -63,8 +63,7 @@ async fn a_chat_stream_begins_with_the_role_and_ends_with_a_reason_and_done() {
 
 #[tokio::test]
 async fn choices_interleave_and_usage_is_the_last_chunk_if_asked_for() {
-    let events =
-        vec![delta(1, "b"), delta(0, "a"), finished(0, FinishReason::Length), finished(1, FinishReason::Stop)];
+    let events = vec![delta(1, "b"), delta(0, "a"), finished(0, FinishReason::Length), finished(1, FinishReason::Stop)];
     insta::assert_snapshot!(render_chat_stream(2, events, UsageReport::Include).await, @r#"
     200 OK
     data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":1,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"usage":null}
@@ -89,7 +88,11 @@ async fn a_stream_that_fails_ends_in_an_error_event_and_done() {
     data: [DONE]
     "#);
     let cancelled = vec![finished(0, FinishReason::Cancelled)];
-    insta::assert_snapshot!(render_chat_stream(1, cancelled, UsageReport::Omit).await, @"");
+    insta::assert_snapshot!(render_chat_stream(1, cancelled, UsageReport::Omit).await, @r#"
+    200 OK
+    data: {"error":{"message":"the answer was cut off: the server is shutting down","type":"server_error","param":null,"code":"shutting_down"}}
+    data: [DONE]
+    "#);
     insta::assert_snapshot!(render_chat_stream(1, vec![delta(0, "Hel")], UsageReport::Omit).await, @"");
 }
 
@@ -146,8 +149,8 @@ async fn a_whole_text_answer_numbers_its_choices() {
     "#);
 }
 
-fn show(body: Value) -> String {
-    let request = ChatCompletionRequest::from_body(&body).and_then(|request| request.to_generate());
+fn show(body: &Value) -> String {
+    let request = ChatCompletionRequest::from_body(body).and_then(|request| request.to_generate());
     match request {
         Ok(request) => format!("{request:#?}"),
         Err(error) => rejected(&error),
@@ -159,7 +162,7 @@ fn rejected(error: &ApiError) -> String {
     format!("{} {}: {}", error.status().as_u16(), json["error"]["param"], json["error"]["message"].as_str().unwrap())
 }
 
-fn chat(fields: Value) -> Value {
+fn chat(fields: &Value) -> Value {
     let mut body = json!({ "model": "m", "messages": [{ "role": "user", "content": "hi" }] });
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     body
@@ -167,7 +170,7 @@ fn chat(fields: Value) -> Value {
 
 #[test]
 fn every_field_reaches_the_engine() {
-    insta::assert_snapshot!(show(chat(json!({
+    insta::assert_snapshot!(show(&chat(&json!({
         "n": 2, "max_tokens": 9, "max_completion_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05,
         "repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": { "5": -100, "6": 1.5 },
         "seed": -1, "stop": ["a", "b"], "stop_token_ids": [2], "ignore_eos": true, "logprobs": true, "top_logprobs": 3,
@@ -231,11 +234,11 @@ fn every_field_reaches_the_engine() {
 
 #[test]
 fn absent_and_null_fields_are_the_defaults() {
-    let absent = show(chat(json!({})));
+    let absent = show(&chat(&json!({})));
     let nulls = json!({ "n": null, "temperature": null, "stop": null, "seed": null, "logprobs": null, "tools": null,
         "stream_options": null, "response_format": null, "user": null, "top_k": -1, "tool_choice": "none",
         "response_format": { "type": "text" }, "modalities": ["text"], "functions": [], "best_of": 1 });
-    assert_eq!(show(chat(nulls)), absent);
+    assert_eq!(show(&chat(&nulls)), absent);
     insta::assert_snapshot!(absent, @r#"
     GenerateRequest {
         prompt: Chat(
@@ -274,6 +277,7 @@ fn absent_and_null_fields_are_the_defaults() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases and its snapshot")]
 fn what_is_wrong_or_not_supported_is_refused_by_name() {
     let cases = [
         json!({ "temperature": "warm" }),
@@ -303,7 +307,8 @@ fn what_is_wrong_or_not_supported_is_refused_by_name() {
         json!({ "messages": "hi" }),
         json!({ "messages": [{ "role": "user", "content": 5 }] }),
     ];
-    let rendered: String = cases.into_iter().map(|fields| format!("{fields}\n  {}\n", show(chat(fields.clone())))).collect();
+    let rendered: String =
+        cases.into_iter().map(|fields| [fields.to_string(), show(&chat(&fields))].join("\n  ") + "\n").collect();
     insta::assert_snapshot!(rendered, @r#"
     {"temperature":"warm"}
       400 "temperature": `temperature`: invalid type: string "warm", expected f32
@@ -358,13 +363,16 @@ fn what_is_wrong_or_not_supported_is_refused_by_name() {
     {"messages":[{"role":"user","content":5}]}
       400 "messages[0].content": `messages[0].content`: expected a string or a list of text parts
     "#);
-    assert_eq!(show(json!({ "model": "m" })), "400 null: missing field `messages`");
+    assert_eq!(show(&json!({ "model": "m" })), "400 null: missing field `messages`");
 }
 
 #[test]
 fn prompts_come_in_four_shapes() {
     let show = |body: Value| match CompletionRequest::from_body(&body).and_then(|request| request.to_generate()) {
-        Ok(requests) => requests.iter().map(|request| format!("{:?} x{} ", request.prompt, request.num_choices)).collect(),
+        Ok(requests) => {
+            let show = |request: &GenerateRequest| format!("{:?} x{} ", request.prompt, request.num_choices);
+            requests.iter().map(show).collect::<Vec<_>>().concat()
+        }
         Err(error) => rejected(&error),
     };
     assert_eq!(show(json!({ "prompt": "a" })), r#"Text("a") x1 "#);
@@ -376,7 +384,10 @@ fn prompts_come_in_four_shapes() {
         show(json!({ "prompt": { "text": "a" } })),
         r#"400 "prompt": `prompt`: expected a string, a list of strings, a list of token ids, or a list of lists of token ids"#
     );
-    assert_eq!(show(json!({ "prompt": "a", "suffix": "b" })), r#"400 "suffix": `suffix`: filling in the middle is not supported yet"#);
+    assert_eq!(
+        show(json!({ "prompt": "a", "suffix": "b" })),
+        r#"400 "suffix": `suffix`: filling in the middle is not supported yet"#
+    );
     assert_eq!(
         show(json!({ "prompt": "a", "echo": true, "logprobs": 1 })),
         r#"400 "echo": `echo` with `logprobs`: log-probabilities of the prompt are not supported yet"#

@@ -59,6 +59,13 @@ pub(super) struct AnswerObject<'a, C> {
     usage: UsageField,
 }
 
+impl<C: Serialize> AnswerObject<'_, C> {
+    /// The object as JSON text. Not by way of `Value`: that would widen the floats of log-probabilities.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("objects of answers are plain JSON")
+    }
+}
+
 /// The `usage` key of an object.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(untagged)]
@@ -72,7 +79,6 @@ pub(super) enum UsageField {
 }
 
 impl UsageField {
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
     fn is_absent(&self) -> bool {
         matches!(self, Self::Absent)
     }

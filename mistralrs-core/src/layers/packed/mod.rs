@@ -9,6 +9,9 @@
 //! **The layout** is tiles of 16 outputs side by side, in the file's own number of bytes: weights are widened in
 //! registers, so a model takes the memory and bandwidth of its file.
 
+#![expect(clippy::inline_always, reason = "a call would keep a kernel's registers from staying where they are")]
+#![expect(clippy::cast_ptr_alignment, reason = "groups are read by unaligned loads, and begin on cache lines besides")]
+
 use candle_core::quantized::GgmlDType;
 use candle_core::utils::barrier_pool;
 

@@ -234,7 +234,7 @@ mod tests {
         }
     }
 
-    fn check_error(header: Header, expected: &str) {
+    fn check_error(header: &Header, expected: &str) {
         let error = check(&header.0).expect_err(expected);
         let (HeaderError::Malformed(reason) | HeaderError::Unsupported(reason)) = error;
         assert!(reason.starts_with(expected), "{reason:?} does not start with {expected:?}");
@@ -250,19 +250,19 @@ mod tests {
 
     #[test]
     fn damage_is_described() {
-        check_error(Header(b"GGML".to_vec()), "it does not begin with `GGUF`");
-        check_error(Header(b"GGUF".to_vec()), "the header asks for 4 bytes at 4, but the file ends at 4");
-        check_error(Header::new(1, 0, 0), "GGUF version 1 is none of 2 and 3");
-        check_error(Header::new(3, 1 << 40, 0), "it claims 1099511627776 tensors");
-        check_error(Header::new(3, 0, u64::MAX), "it claims 18446744073709551615 metadata entries");
-        check_error(Header::new(3, 0, 1).u64(u64::MAX), "the header asks for 18446744073709551615 bytes at 32");
-        check_error(Header::new(3, 0, 1).string("k").u32(99), "99 is no type of metadata");
+        check_error(&Header(b"GGML".to_vec()), "it does not begin with `GGUF`");
+        check_error(&Header(b"GGUF".to_vec()), "the header asks for 4 bytes at 4, but the file ends at 4");
+        check_error(&Header::new(1, 0, 0), "GGUF version 1 is none of 2 and 3");
+        check_error(&Header::new(3, 1 << 40, 0), "it claims 1099511627776 tensors");
+        check_error(&Header::new(3, 0, u64::MAX), "it claims 18446744073709551615 metadata entries");
+        check_error(&Header::new(3, 0, 1).u64(u64::MAX), "the header asks for 18446744073709551615 bytes at 32");
+        check_error(&Header::new(3, 0, 1).string("k").u32(99), "99 is no type of metadata");
         let array = Header::new(3, 0, 1).string("k").u32(9);
-        check_error(array.u32(0).u64(1 << 30), "it claims 1073741824 elements of an array");
+        check_error(&array.u32(0).u64(1 << 30), "it claims 1073741824 elements of an array");
         let zero = Header::new(3, 0, 1).string("general.alignment").u32(4).u32(0);
-        check_error(zero, "`general.alignment` is 0");
-        check_error(Header::new(3, 1, 0).string("t").u32(5), "tensor `t` has 5 dimensions");
-        check_error(Header::new(3, 1, 0).string("t").u32(0).u32(99), "tensor `t` has the unknown type 99");
+        check_error(&zero, "`general.alignment` is 0");
+        check_error(&Header::new(3, 1, 0).string("t").u32(5), "tensor `t` has 5 dimensions");
+        check_error(&Header::new(3, 1, 0).string("t").u32(0).u32(99), "tensor `t` has the unknown type 99");
     }
 
     #[test]
@@ -271,7 +271,7 @@ mod tests {
         for _ in 0..1000 {
             header = header.u32(9).u64(1);
         }
-        check_error(header, "arrays are nested more than 4 deep");
+        check_error(&header, "arrays are nested more than 4 deep");
     }
 
     #[test]

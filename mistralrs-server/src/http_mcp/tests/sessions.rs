@@ -137,7 +137,7 @@ async fn delete_ends_a_session() {
 }
 
 #[tokio::test]
-async fn a_cancelled_call_ends_and_is_told_so() {
+async fn a_cancelled_call_ends_and_has_no_response() {
     let server = TestServer::start(config()).await;
     let session = open(&server, "2025-06-18", &[]).await;
     let cancel = async {
@@ -149,7 +149,7 @@ async fn a_cancelled_call_ends_and_is_told_so() {
     let body = call("wait", &json!({}));
     let headers = [session.as_str()];
     let (answer, ()) = tokio::join!(server.post(&headers, &body), cancel);
-    assert!(answer.contains("the request was cancelled"), "{answer}");
+    assert_eq!(answer, "202");
 }
 
 #[tokio::test]

@@ -78,7 +78,7 @@ async fn leaving_before_the_json_answer_cancels_the_call_and_is_counted() {
     }
     server.tools.ended.notified().await;
     let counted = server.metrics("http_mcp_requests_total");
-    assert_eq!(counted, r#"http_mcp_requests_total{method="other",status="499"} 1"#);
+    assert_eq!(counted, r#"http_mcp_requests_total{method="tools/call",status="499"} 1"#);
 }
 
 /// Silence would make proxies close the stream; a caller that reads both types gets one as soon as there is silence.
