@@ -32,7 +32,7 @@ pub struct Cli {
 /// Selectors, which load a model and serve it, and commands, which do one thing and exit.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve a model: a GGUF file, a directory of safetensors, or a hub id; what it is is found out.
+    /// Serve a GGUF file, a directory of safetensors, or a hub id, whichever it turns out to be.
     Run(ModelFlags),
     /// Serve a directory or hub repository of safetensors with config.json and tokenizer.json.
     Plain(ModelFlags),
@@ -95,8 +95,9 @@ pub struct GgufFlags {
     keys: KeyFlags,
 }
 
-/// The flags that may be repeated. They are not `global`: of one that stands on both sides of the selector clap would
-/// keep one side only, and a key would be lost in silence. So each side has its own, and they are joined.
+// The flags that may be repeated. They are not `global`: of one that stands on both sides of the selector clap would
+// keep one side only, and a key would be lost in silence. So each side has its own, and they are joined.
+#[expect(missing_docs, reason = "clap would take it for the description of the command that flattens this")]
 #[derive(Debug, Clone, Default, Args)]
 pub struct KeyFlags {
     /// Bearer token that the OpenAI API asks for; repeatable
@@ -337,4 +338,51 @@ fn explain(mut error: clap::Error) -> clap::Error {
     let reason = (*reason).into();
     error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![reason]));
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(arguments: &str) -> Result<Value, String> {
+        let arguments = std::iter::once("mistralrs-server").chain(arguments.split_whitespace());
+        Cli::try_parse_from(arguments).map(|cli| cli.sources().flags).map_err(|error| explain(error).to_string())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_stand_on_either_side_of_the_selector_and_keys_on_both() {
+        let expected = json!({
+            "server": { "port": 7, "api_keys": ["a", "b"] },
+            "engine": { "max_seqs": 3 },
+            "model": { "format": "gguf", "model_id": "dir", "file": "x.gguf" },
+        });
+        for arguments in [
+            "--port 7 --max-seqs 3 --api-key a --api-key b gguf -m dir -f x.gguf",
+            "gguf -m dir -f x.gguf --api-key a --api-key b --max-seqs 3 --port 7",
+            "--api-key a --max-seqs 3 gguf -m dir --port 7 -f x.gguf --api-key b",
+        ] {
+            assert_eq!(layer(arguments).unwrap(), expected, "{arguments}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_served_yet_says_so_and_what_is_misspelt_gets_a_suggestion() {
+        let check = |arguments, expected: &str| {
+            let error = layer(arguments).unwrap_err();
+            assert!(error.contains(expected), "{arguments}: {error}");
+        };
+        check("lora -m x", "adapters are not supported yet");
+        check("--isq q4k run -m x", "in-situ quantization is not supported yet");
+        check("run -m x --dtype=f16", "activations are computed in f32");
+        check("--prot 7", "a similar argument exists: '--port'");
+        check("ruun -m x", "a similar subcommand exists: 'run'");
+        check("run -m x --paged-attn maybe", "[possible values: auto, on, off]");
+        // What was given may be a token.
+        assert!(!layer("run -m x --token-source hf_secret").unwrap_err().contains("expected `cache`, hf_secret"));
+    }
 }

@@ -122,7 +122,7 @@ async fn two_hundred_clients_that_leave_at_random_leave_nothing_behind() -> anyh
     let mut random = Random::new(200);
     let clients = (0..200).map(|index| {
         let (arrives_ms, stays_ms) = (random.below(1500), random.below(2000));
-        let (http, prompt) = (server.http(), sentence(5 + random.below(40) as usize));
+        let (http, prompt) = (http.clone(), sentence(2 + random.below(20) as usize));
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(arrives_ms)).await;
             let stay = leave_after(&http, index % 2 == 0, &prompt);
@@ -134,8 +134,9 @@ async fn two_hundred_clients_that_leave_at_random_leave_nothing_behind() -> anyh
 
     check_nothing_is_held(&http).await?;
     let scrape = http.scrape().await?;
-    let cancelled = scrape.require("mistralrs_sequences_completed_total", &[("reason", "cancelled")])?;
-    ensure!(cancelled > 0.0, "no client left while it was served");
+    let cancelled = scrape.count("mistralrs_sequences_completed_total", &[("reason", "cancelled")])?;
+    println!("{cancelled} of 200 clients left after they had been taken in");
+    ensure!(cancelled > 50, "{cancelled} clients left while they were served or waited: {:#?}", scrape.samples);
     ensure!(
         complete(&http, &greedy("1, 2, 3, 4, 5, 6,", 8)).await? == text_before,
         "the next request is not served as before"
@@ -280,6 +281,8 @@ async fn check_together_equals_alone(http: &Http, min_answer_tokens: usize) -> a
 
 /// No sequence runs or waits, and no block is held but for its contents.
 async fn check_nothing_is_held(http: &Http) -> anyhow::Result<()> {
+    // Once a request is answered, the engine has seen all that came before it: gauges are as of its last step.
+    eventually(SETTLING, || async { complete(http, &greedy("1,", 1)).await }).await?;
     eventually(SETTLING, || async {
         let scrape = http.scrape().await?;
         for name in ["mistralrs_sequences_running", "mistralrs_sequences_waiting", "mistralrs_kv_cache_blocks_used"] {

@@ -8,12 +8,12 @@
 //! 3. temperature 0: the likeliest token, the lowest id among equals, and nothing below;
 //! 4. temperature, `top_k`, `top_p` over what `top_k` left, `min_p`, and one draw.
 //!
-//! Bias comes before the penalties as in vLLM, so that a banned token stays banned. Temperature comes before the
-//! truncations as in vLLM and transformers: OpenAI clients expect that a high temperature widens the nucleus.
-//! llama.cpp's default chain applies it last; with `top_p` 1 the two agree.
+//! Bias comes before the penalties as in vLLM. Temperature comes before the truncations as in vLLM and transformers:
+//! clients of OpenAI's API expect that a high temperature widens the nucleus. llama.cpp's default chain applies it
+//! last; without `top_p` and `min_p` the two agree.
 //!
 //! All truncations keep a prefix of one order (higher logit first, then lower id), so each is a single
-//! [cutoff](truncation::Cutoff) and the narrowest wins. No step sorts the vocabulary.
+//! cutoff, and the narrowest wins. No step sorts the vocabulary.
 
 mod penalties;
 mod sampler;

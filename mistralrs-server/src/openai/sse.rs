@@ -65,10 +65,10 @@ impl<C: Chunks> Streaming<C> {
             }
             match self.generation.next().await {
                 Some(Ok(piece)) => self.push_piece(piece),
-                Some(Err(error)) => self.end_with(Some(&error.to_json())),
+                Some(Err(error)) => self.end_with(Some(error.to_json().to_string())),
                 None => {
                     let usage = self.usage_chunk();
-                    self.end_with(usage.as_ref());
+                    self.end_with(usage);
                 }
             }
         }
@@ -79,7 +79,7 @@ impl<C: Chunks> Streaming<C> {
             UsageReport::Omit => UsageField::Absent,
             UsageReport::Include => UsageField::Later,
         };
-        self.pending.extend(self.chunks.render(piece, usage).iter().map(data));
+        self.pending.extend(self.chunks.render(piece, usage).into_iter().map(data));
     }
 
     fn usage_chunk(&mut self) -> Option<String> {
@@ -89,14 +89,14 @@ impl<C: Chunks> Streaming<C> {
         }
     }
 
-    fn end_with(&mut self, last: Option<&Value>) {
+    fn end_with(&mut self, last: Option<String>) {
         self.pending.extend(last.map(data));
         self.pending.push_back(Event::default().data("[DONE]"));
         self.phase = Phase::Ending;
     }
 }
 
-fn data(chunk: &Value) -> Event {
+fn data(chunk: String) -> Event {
     // JSON text has no line breaks outside of strings, and none unescaped inside.
-    Event::default().data(chunk.to_string())
+    Event::default().data(chunk)
 }

@@ -93,7 +93,13 @@ async fn a_stream_that_fails_ends_in_an_error_event_and_done() {
     data: {"error":{"message":"the answer was cut off: the server is shutting down","type":"server_error","param":null,"code":"shutting_down"}}
     data: [DONE]
     "#);
-    insta::assert_snapshot!(render_chat_stream(1, vec![delta(0, "Hel")], UsageReport::Omit).await, @"");
+    insta::assert_snapshot!(render_chat_stream(1, vec![delta(0, "Hel")], UsageReport::Omit).await, @r#"
+    200 OK
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}
+    data: {"id":"answer-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"Hel"},"logprobs":null,"finish_reason":null}]}
+    data: {"error":{"message":"the engine stopped before the answer was complete","type":"server_error","param":null,"code":null}}
+    data: [DONE]
+    "#);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! A `tokenizer.json` says everything itself. GGUF keeps vocabulary, token types and merges or scores, and names
 //! the rest (how text is split before merging, what is put before it) by one word, `tokenizer.ggml.pre`; what these
-//! words mean is [`pre_tokenizer`]'s table. An unknown word is an error: a wrong split would load, run and answer,
+//! words mean is `pre_tokenizer`'s table. An unknown word is an error: a wrong split would load, run and answer,
 //! only worse.
 
 use std::path::Path;
