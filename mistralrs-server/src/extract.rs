@@ -80,12 +80,23 @@ async fn read_body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
         .unwrap_or(Err(ApiError::BodyTimeout { limit: BODY_TIMEOUT }))
 }
 
-async fn collect(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
+async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    match collect_limited(body, limit).await {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(ApiError::BodyTooLarge { limit }),
+        Err(_client_left) => Err(ApiError::BodyTimeout { limit: BODY_TIMEOUT }),
+    }
+}
+
+/// The whole of `body`; `None` if it is larger than `limit` bytes, read to its end within [`MAX_DISCARDED_BYTES`].
+///
+/// # Errors
+/// The client's connection broke.
+pub(crate) async fn collect_limited(mut body: Body, limit: usize) -> Result<Option<Bytes>, axum::Error> {
     let mut collected = BytesMut::new();
     let mut num_discarded = 0;
     while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else { return Err(ApiError::BodyTimeout { limit: BODY_TIMEOUT }) };
-        let Ok(data) = frame.into_data() else { continue };
+        let Ok(data) = frame?.into_data() else { continue };
         if num_discarded == 0 && collected.len() + data.len() <= limit {
             collected.extend_from_slice(&data);
             continue;
@@ -95,5 +106,5 @@ async fn collect(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
             break;
         }
     }
-    if num_discarded > 0 { Err(ApiError::BodyTooLarge { limit }) } else { Ok(collected.freeze()) }
+    Ok((num_discarded == 0).then(|| collected.freeze()))
 }

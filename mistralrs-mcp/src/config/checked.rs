@@ -391,3 +391,19 @@ fn check_headers(headers: &BTreeMap<String, Secret>) -> Result<HeaderMap, Config
     }
     Ok(checked)
 }
+
+#[cfg(all(test, not(feature = "tool-forwarding")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_forwarding_refuses_servers_and_says_why() {
+        let server = ServerConfig { command: Some("x".into()), ..ServerConfig::named("a") };
+        let section = McpClientConfig { servers: vec![server], ..McpClientConfig::default() };
+        let error = GatewayConfig::from_sections(Some(section.clone()), None).unwrap_err();
+        assert!(error.to_string().contains("built without the feature `tool-forwarding`"), "{error}");
+        let disabled = McpClientConfig { enabled: false, ..section };
+        GatewayConfig::from_sections(Some(disabled), None).unwrap();
+        GatewayConfig::from_sections(None, None).unwrap();
+    }
+}

@@ -25,8 +25,10 @@ fn summary(upstream: &UpstreamConfig) -> String {
             format!("{command} {args:?} {env:?} {cwd:?}")
         }
         TransportConfig::StreamableHttp(HttpConfig { url, headers, bearer_token }) => {
-            let headers: Vec<_> =
-                headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+            let headers: Vec<_> = headers
+                .iter()
+                .map(|(name, value)| format!("{name}: {}", value.to_str().expect("tests write ASCII")))
+                .collect();
             format!("{url} {headers:?} {:?}", bearer_token.as_ref().map(Secret::expose))
         }
     };

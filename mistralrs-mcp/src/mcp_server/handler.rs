@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, Implementation, ListToolsResult, PaginatedRequestParams,
-    ProgressNotificationParam, ProgressToken, ServerCapabilities, ServerConfig, SubscriptionFilter, Tool,
+    ProgressNotificationParam, ProgressToken, ResultType, ServerCapabilities, ServerConfig, SubscriptionFilter, Tool,
 };
 use rmcp::service::{NotificationContext, Peer, RequestContext, SubscriptionContext};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
@@ -75,7 +75,10 @@ impl ServerHandler for GatewayHandler {
             cancellation: context.ct,
             progress,
         };
-        answer(self.gateway.call_tool(call, context).await).map(CallToolResponse::from)
+        let mut result = answer(self.gateway.call_tool(call, context).await)?;
+        // Upstreams of the legacy era leave it out; rmcp takes it out again for downstreams of that era.
+        result.result_type.get_or_insert(ResultType::COMPLETE);
+        Ok(CallToolResponse::from(result))
     }
 
     fn accepted_subscription_filter(&self, _requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {

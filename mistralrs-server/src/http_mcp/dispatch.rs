@@ -12,7 +12,6 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use mistralrs_mcp::Principal;
 use mistralrs_mcp::mcp_server::namespace::native_name;
 use mistralrs_mcp::rmcp::model::{
@@ -31,6 +30,7 @@ use super::incoming::Payload;
 use super::metrics::Observed;
 use super::modern::Lifetime;
 use super::stateless::{Answering, StatelessCall};
+use crate::extract::collect_limited;
 
 /// A body arrives within this time, or the sender is slow on purpose.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -331,10 +331,9 @@ fn require_json(headers: &HeaderMap) -> Result<(), EndpointError> {
 }
 
 async fn read_body(body: Body, limit_bytes: usize) -> Result<Bytes, EndpointError> {
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit_bytes).collect()).await;
-    match collected {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(EndpointError::BodyTooLarge { limit_bytes }),
+    match tokio::time::timeout(BODY_TIMEOUT, collect_limited(body, limit_bytes)).await {
+        Ok(Ok(Some(body))) => Ok(body),
+        Ok(Ok(None)) => Err(EndpointError::BodyTooLarge { limit_bytes }),
         Ok(Err(error)) => Err(EndpointError::BodyIncomplete(error.to_string())),
         Err(_elapsed) => Err(EndpointError::BodyTimeout { limit: BODY_TIMEOUT }),
     }

@@ -1,7 +1,7 @@
 //! The Jinja2 environment of `transformers`: its whitespace settings, functions, filters and Python methods.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value, escape_formatter};
 use minijinja_contrib::{filters, globals, pycompat};
 
@@ -26,6 +26,8 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
         // Jinja2 writes `None`, a word that no model was trained to see where content is null.
         escape_formatter(output, state, if value.is_none() { &Value::UNDEFINED } else { value })
     });
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", to_json);
@@ -63,6 +65,16 @@ pub(super) fn replace_generation_tags(source: String) -> String {
         rest = &tag[end..];
     }
     replaced + rest
+}
+
+/// As in Python: strings are, null is not. Templates ask it of `tools` and of `content`.
+fn is_iterable(value: &Value) -> bool {
+    value.kind() == ValueKind::String || (!value.is_none() && value.try_iter().is_ok())
+}
+
+/// As in Jinja2: whatever has a length and elements.
+fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined)
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
@@ -121,6 +133,19 @@ mod tests {
         check(
             "{% set ns = namespace(x=None) %}{% set ns.x = [1, 2][::-1] %}{{ ns.x }}{{ True and not False }}",
             "[2, 1]True",
+        );
+    }
+
+    #[test]
+    fn tests_of_kind_answer_as_in_jinja2() {
+        let values = "['', [], {}, none, 1, missing]";
+        check(
+            &format!("{{% for v in {values} %}}{{{{ v is iterable }}}} {{% endfor %}}"),
+            "True True True False False True ",
+        );
+        check(
+            &format!("{{% for v in {values} %}}{{{{ v is sequence }}}} {{% endfor %}}"),
+            "True True True False False True ",
         );
     }
 
