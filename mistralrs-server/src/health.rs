@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::app::AppState;
 
-/// How far the process is. Written by the start and the end of [`crate::app::run`], read by handlers.
+/// How far the process is. Written by the start and the end of [`crate::process::run`], read by handlers.
 #[derive(Debug, Default)]
 pub struct Readiness(AtomicU8);
 
