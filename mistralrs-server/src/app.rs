@@ -66,16 +66,19 @@ impl App {
     /// The model that answers to `requested`; its name becomes the request's metric label.
     ///
     /// # Errors
-    /// [`ApiError::Loading`] before there is any, otherwise [`RequestError::UnknownModel`].
+    /// [`ApiError::Loading`] before there is any, [`ApiError::NoModel`] where there will be none, otherwise
+    /// [`RequestError::UnknownModel`].
     pub fn route(&self, requested: Option<&str>) -> Result<Model, ApiError> {
         match self.models.route(requested.unwrap_or_default()) {
             Ok(model) => {
                 metrics::label_model(&model.info().id);
                 Ok(model)
             }
-            Err(RequestError::UnknownModel { .. }) if self.readiness.stage() == Stage::Loading => {
-                Err(ApiError::Loading)
-            }
+            Err(RequestError::UnknownModel { available, .. }) if available.is_empty() => match self.readiness.stage() {
+                Stage::Loading => Err(ApiError::Loading),
+                Stage::Ready => Err(ApiError::NoModel),
+                Stage::Draining => Err(RequestError::ShuttingDown.into()),
+            },
             Err(error) => Err(error.into()),
         }
     }

@@ -224,9 +224,11 @@ impl Cli {
         }
     }
 
-    /// Writes completions for `shell` to standard output.
-    pub fn print_completions(shell: clap_complete::Shell) {
-        clap_complete::generate(shell, &mut Self::command(), "mistralrs-server", &mut std::io::stdout());
+    /// Completions for `shell`, as its own script.
+    pub fn completions(shell: clap_complete::Shell) -> String {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Self::command(), "mistralrs-server", &mut script);
+        String::from_utf8_lossy(&script).into_owned()
     }
 }
 

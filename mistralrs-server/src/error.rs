@@ -63,6 +63,9 @@ pub enum ApiError {
     /// The model is not loaded yet.
     #[error("the model is still loading; `GET /ready` tells when it can answer")]
     Loading,
+    /// There is no model and there will be none.
+    #[error("no model is loaded: this server was started as an MCP gateway alone")]
+    NoModel,
     /// The generation was ended by the server, not by the client or the model.
     #[error("the answer was cut off: the server is shutting down")]
     Interrupted,
@@ -95,7 +98,7 @@ impl ApiError {
             Self::Request(error) => request_status(error),
             Self::Invalid { .. } | Self::Json(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
-            Self::NoRoute { .. } => StatusCode::NOT_FOUND,
+            Self::NoRoute { .. } | Self::NoModel => StatusCode::NOT_FOUND,
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -139,7 +142,7 @@ impl ApiError {
         match self {
             Self::Invalid { param, .. } => param.as_deref(),
             Self::Request(RequestError::Invalid { param, .. }) => Some(param),
-            Self::Request(RequestError::UnknownModel { .. }) => Some("model"),
+            Self::Request(RequestError::UnknownModel { .. }) | Self::NoModel => Some("model"),
             Self::Request(RequestError::Template(_) | RequestError::NoChatTemplate) => Some("messages"),
             _ => None,
         }
@@ -148,7 +151,7 @@ impl ApiError {
     /// A word for programs, where OpenAI has one or a caller may want to tell this case apart.
     fn code(&self) -> Option<&'static str> {
         match self {
-            Self::Request(RequestError::UnknownModel { .. }) => Some("model_not_found"),
+            Self::Request(RequestError::UnknownModel { .. }) | Self::NoModel => Some("model_not_found"),
             Self::Request(RequestError::TooLong { .. }) => Some("context_length_exceeded"),
             Self::Request(RequestError::QueueFull { .. }) => Some("queue_full"),
             Self::Request(RequestError::ShuttingDown) | Self::Interrupted => Some("shutting_down"),

@@ -30,7 +30,14 @@ fn main() -> ExitCode {
 }
 
 fn report(error: &anyhow::Error, status: u8) -> ExitCode {
-    eprintln!("error: {error:#}");
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Most messages tell their cause already.
+        if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    eprintln!("error: {message}");
     ExitCode::from(status)
 }
 
@@ -70,7 +77,7 @@ impl Plan {
     fn execute(self) -> anyhow::Result<()> {
         match self {
             Self::Print(text) => print(&text)?,
-            Self::Completions(shell) => Cli::print_completions(shell),
+            Self::Completions(shell) => print(&Cli::completions(shell))?,
             Self::Cache(command, hub) => print(&runtime()?.block_on(cache(&command, &hub))?)?,
             Self::Serve { settings, model } => {
                 start_log(&settings.server)?;
@@ -110,7 +117,11 @@ fn runtime() -> anyhow::Result<Runtime> {
 }
 
 fn start_log(settings: &ServerSettings) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.log)?;
+    let filter = match settings.log.as_str() {
+        // rmcp tells of every request at this level.
+        "info" => EnvFilter::try_new("info,rmcp=warn")?,
+        log => EnvFilter::try_new(log)?,
+    };
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     match settings.log_format {

@@ -55,8 +55,9 @@ impl McpEndpoint {
         let gateway = Gateway::start(gateway, tools, metrics).await?;
         self.gateway = Some(Arc::clone(&gateway));
         let router = HttpMcp::new(gateway, &http, &app.registry, servers.shutdown()).router();
-        for listener in self.listeners.drain(..) {
-            announce("MCP endpoint", &listener, "/mcp/stream");
+        // Both answer to both paths; each is announced with the one its users write.
+        for (listener, path) in self.listeners.drain(..).zip(["/mcp/stream", "/mcp"]) {
+            announce("MCP endpoint", &listener, path);
             servers.spawn(listener, router.clone());
         }
         Ok(())

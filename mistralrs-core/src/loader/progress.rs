@@ -32,8 +32,7 @@ impl LoadProgress {
         Self { name: name.to_owned(), total_bytes, num_bytes: AtomicU64::new(0), bar }
     }
 
-    /// Shows nothing: for tests.
-    #[cfg(test)]
+    /// Shows nothing: for tests and benches.
     pub fn hidden() -> Self {
         let bar = Some(ProgressBar::hidden());
         Self { name: String::new(), total_bytes: 0, num_bytes: AtomicU64::new(0), bar }

@@ -392,7 +392,8 @@ fn check_headers(headers: &BTreeMap<String, Secret>) -> Result<HeaderMap, Config
     Ok(checked)
 }
 
-#[cfg(all(test, not(feature = "tool-forwarding")))]
+#[cfg(test)]
+#[cfg(not(feature = "tool-forwarding"))]
 mod tests {
     use super::*;
 

@@ -11,7 +11,8 @@ mod foreign;
 mod interpolate;
 mod sections;
 // Most of them look at what upstreams come out, and a build without forwarding refuses any.
-#[cfg(all(test, feature = "tool-forwarding"))]
+#[cfg(test)]
+#[cfg(feature = "tool-forwarding")]
 mod tests;
 
 pub use checked::{

@@ -65,10 +65,10 @@ impl<'a> Download<'a> {
             };
         }
         match self.download(selector).await {
-            Err(HubError::Unreachable { source, .. })
+            Err(HubError::Unreachable { reason, .. })
                 if self.cached(selector).await.is_some_and(|found| found.is_ok()) =>
             {
-                tracing::warn!(repo = self.repo, error = %source, "the hub cannot be reached; using what is in the cache");
+                tracing::warn!(repo = self.repo, reason, "the hub cannot be reached; using what is in the cache");
                 self.cached(selector).await.expect("was there a moment ago")
             }
             outcome => outcome,
@@ -135,9 +135,14 @@ impl<'a> Download<'a> {
             repo: self.repo.to_owned(),
             cache: self.settings.cache_dir.clone(),
             endpoint: self.client.endpoint().to_owned(),
+            reason: innermost(&error),
             source: Box::new(error),
         }
     }
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).last().map_or_else(String::new, ToString::to_string)
 }
 
 fn refused(repo: &str, error: &HFError) -> HubError {

@@ -59,7 +59,7 @@ pub enum HubError {
         cache: PathBuf,
     },
     /// The hub could not be asked.
-    #[error("`{repo}` is neither a local path nor in the cache {cache}, and {endpoint} could not be reached: {source}", cache = cache.display())]
+    #[error("`{repo}` is neither a local path nor in the cache {cache}, and {endpoint} could not be reached: {reason}", cache = cache.display())]
     Unreachable {
         /// Which repository.
         repo: String,
@@ -67,7 +67,9 @@ pub enum HubError {
         cache: PathBuf,
         /// Which hub was tried.
         endpoint: String,
-        /// What happened.
+        /// The innermost cause; those around it repeat the URL.
+        reason: String,
+        /// All of them.
         source: Box<HFError>,
     },
 }
