@@ -11,8 +11,8 @@ const MAX_LOGIT_ERROR: f32 = 1e-3;
 
 /// Agreement asked of quantized weights: the mean Kullback-Leibler divergence in nats.
 const MAX_MEAN_DIVERGENCE: f64 = 1e-3;
-/// The same where the reference rounds activations to 8 bits and we do not.
-const MAX_ROUNDED_DIVERGENCE: f64 = 5e-3;
+/// The same where the reference rounds activations to 8 bits and we do not, as a multiple of what that rounding moves it.
+const MAX_ROUNDED_DIVERGENCE: f64 = 1.1;
 
 /// A file of `tests/fixtures/references`.
 pub struct Reference {
@@ -21,6 +21,8 @@ pub struct Reference {
     values: HashMap<String, Vec<f32>>,
     /// Every how many columns of the vocabulary logits were kept.
     column_stride: usize,
+    /// How far rounding activations moves the reference: its mean divergence from itself over the same weights in F32.
+    rounding_divergence: Option<f64>,
 }
 
 impl Reference {
@@ -28,8 +30,9 @@ impl Reference {
         let path = fixture(&format!("references/{name}.safetensors"));
         let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-        let stride = metadata.metadata().as_ref().and_then(|metadata| metadata.get("column_stride"));
-        let column_stride = stride.map_or(1, |stride| stride.parse().unwrap());
+        let metadata = |key: &str| metadata.metadata().as_ref().and_then(|metadata| metadata.get(key));
+        let column_stride = metadata("column_stride").map_or(1, |stride| stride.parse().unwrap());
+        let rounding_divergence = metadata("rounding_divergence").map(|divergence| divergence.parse().unwrap());
         let (mut ids, mut values) = (HashMap::new(), HashMap::new());
         for (name, tensor) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
             let words = tensor.data().chunks_exact(4).map(|word| word.try_into().unwrap());
@@ -38,7 +41,7 @@ impl Reference {
                 _ => values.insert(name, words.map(f32::from_le_bytes).collect()).map(drop),
             };
         }
-        Self { name: name.to_owned(), ids, values, column_stride }
+        Self { name: name.to_owned(), ids, values, column_stride, rounding_divergence }
     }
 
     pub fn prompts(&self) -> impl Iterator<Item = (usize, &[u32])> {
@@ -99,8 +102,9 @@ impl Reference {
     /// Fails if the distributions over a text are further from the reference's than its rounding of activations explains.
     pub fn check_near(&self, runner: &mut Runner) {
         let divergence = self.mean_divergence(runner);
-        println!("{}: mean divergence {divergence:.2e}", self.name);
-        assert!(divergence < MAX_ROUNDED_DIVERGENCE, "{}: mean divergence {divergence:.2e}", self.name);
+        let rounding = self.rounding_divergence.unwrap();
+        println!("{}: mean divergence {divergence:.2e}, {rounding:.2e} of it by rounding", self.name);
+        assert!(divergence < MAX_ROUNDED_DIVERGENCE * rounding, "{}: {divergence:.2e}, not {rounding:.2e}", self.name);
     }
 
     /// Mean over positions of KL(reference, ours); all tokens outside the reference's top count as one.

@@ -9,6 +9,8 @@ use candle_core::Device;
 use candle_core::quantized::gguf_file::{self, Content};
 use candle_core::quantized::{GgmlDType, QTensor};
 
+use crate::runner::fixture;
+
 /// SmolLM2 in Q4_1: from `MISTRALRS_TEST_MODELS`, else `models/` of the workspace.
 pub fn smollm2() -> PathBuf {
     #[expect(clippy::disallowed_methods, reason = "tests are not configured by the server")]
@@ -38,4 +40,43 @@ pub fn requantize(source: &Path, target: &Path, dtype_of: impl Fn(&str) -> GgmlD
     let metadata: Vec<_> = content.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
     let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
     gguf_file::write(&mut BufWriter::new(File::create(target).unwrap()), &metadata, &tensors).unwrap();
+}
+
+/// What llama.cpp made of SmolLM2's tensors for one file type: by name, type and checksum.
+pub struct Tensors(HashMap<String, (String, String)>);
+
+impl Tensors {
+    pub fn read(file_type: &str) -> Self {
+        let json = std::fs::read(fixture("references/smollm2-tensors.json")).unwrap();
+        let mut types: HashMap<String, HashMap<String, (String, String)>> = serde_json::from_slice(&json).unwrap();
+        Self(types.remove(file_type).unwrap())
+    }
+
+    pub fn dtype(&self, name: &str) -> GgmlDType {
+        match self.0[name].0.as_str() {
+            "F32" => GgmlDType::F32,
+            "F16" => GgmlDType::F16,
+            "Q4_0" => GgmlDType::Q4_0,
+            "Q8_0" => GgmlDType::Q8_0,
+            other => panic!("{name} is {other}"),
+        }
+    }
+
+    /// Fails unless the file at `path` has these very weights.
+    pub fn check(&self, path: &Path) {
+        let mut reader = BufReader::new(File::open(path).unwrap());
+        let content = Content::read(&mut reader).unwrap();
+        assert_eq!(content.tensor_infos.len(), self.0.len());
+        for (name, (_, expected)) in &self.0 {
+            let tensor = content.tensor(&mut reader, name, &Device::Cpu).unwrap();
+            assert_eq!(checksum(&tensor.data().unwrap()), *expected, "{name} is not what llama.cpp makes of it");
+        }
+    }
+}
+
+/// Sum of the 16-bit words, each times its place; what `make_fixtures.py` computes.
+fn checksum(bytes: &[u8]) -> String {
+    let words = bytes.chunks_exact(2).map(|word| u64::from(u16::from_le_bytes([word[0], word[1]])));
+    let sum = words.zip(1u64..).fold(0u64, |sum, (word, place)| sum.wrapping_add(word.wrapping_mul(place)));
+    format!("{sum:016x}")
 }
