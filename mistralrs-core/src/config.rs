@@ -32,6 +32,9 @@ pub struct EngineConfig {
     pub kv_dtype: KvDType,
     /// Whether finished prompts stay in the prefix cache (`--prefix-cache-n 0` turns it off).
     pub enable_prefix_cache: bool,
+    /// Tokens guessed per sequence and step from repetitions in its text (prompt lookup), as long as that pays; they
+    /// are verified, so answers do not change. 0 turns it off (`--max-draft-tokens`).
+    pub max_draft_tokens: usize,
     /// Overrides the context length in the model's files downward.
     pub max_model_len: Option<usize>,
     /// Seeds requests that bring no seed, for a reproducible run (`--seed`); `None`: random.
@@ -50,6 +53,7 @@ impl Default for EngineConfig {
             kv_memory_bytes: None,
             kv_dtype: KvDType::F16,
             enable_prefix_cache: true,
+            max_draft_tokens: 8,
             max_model_len: None,
             seed: None,
             drain_timeout: Duration::from_secs(30),

@@ -17,6 +17,7 @@ use crate::request::FinishReason;
 use crate::sampling::SamplerScratch;
 use crate::scheduler::{Phase, ScheduledChunk, Scheduler, StepPlan};
 use crate::sequence::SequenceId;
+use crate::speculation::StepCost;
 
 /// Runs one model. Owns weights, KV tensors, scheduler and sampling state; shares only [`Admission`].
 pub(crate) struct Engine {
@@ -28,6 +29,10 @@ pub(crate) struct Engine {
     metrics: ModelMetrics,
     /// Vocabulary-sized buffers, lent to one sampler after the other.
     scratch: SamplerScratch,
+    /// What steps of decodes took: tells whether guessing tokens pays.
+    step_cost: StepCost,
+    /// Guesses per sequence and step; 0: none.
+    max_draft_tokens: usize,
     last_usage: BlockUsage,
 }
 
@@ -45,6 +50,7 @@ impl Engine {
         scheduler: Scheduler,
         admission: Arc<Admission>,
         metrics: ModelMetrics,
+        max_draft_tokens: usize,
     ) -> Self {
         Self {
             model,
@@ -54,6 +60,8 @@ impl Engine {
             admission,
             metrics,
             scratch: SamplerScratch::default(),
+            step_cost: StepCost::default(),
+            max_draft_tokens,
             last_usage: BlockUsage::default(),
         }
     }
@@ -70,11 +78,12 @@ impl Engine {
         }
     }
 
-    /// One step: drain, schedule, forward, sample, emit.
+    /// One step: drain, guess, schedule, forward, sample, emit.
     pub fn step(&mut self) -> StepOutcome {
         self.admit_arrivals();
         self.drop_cancelled();
         let started_at = Instant::now();
+        self.guess_tokens();
         let plan = self.scheduler.schedule(&self.admission.blocks);
         self.announce(&plan, started_at);
         if plan.chunks.is_empty() {
@@ -106,6 +115,20 @@ impl Engine {
             self.generations.iter().filter(|(_, generation)| generation.is_cancelled()).map(|(&id, _)| id).collect();
         for id in cancelled {
             self.finish(id, FinishReason::Cancelled);
+        }
+    }
+
+    /// Writes guesses of their next tokens into decoding sequences. While prompts wait, what a step can compute is theirs.
+    fn guess_tokens(&mut self) {
+        let may_guess = self.max_draft_tokens > 0 && self.scheduler.only_decodes();
+        let row_share = self.step_cost.row_share(self.scheduler.running().len());
+        for sequence in self.scheduler.batch_mut() {
+            sequence.draft.clear();
+            let Some(generation) = self.generations.get_mut(&sequence.id).filter(|_| may_guess) else { continue };
+            // The last token of an answer is sampled, never guessed.
+            let num_left = generation.max_new_tokens.saturating_sub(sequence.num_output_tokens() + 1);
+            let max_tokens = self.max_draft_tokens.min(num_left);
+            generation.speculation.draft(&sequence.token_ids, max_tokens, row_share, &mut sequence.draft);
         }
     }
 
@@ -142,7 +165,7 @@ impl Engine {
             let blocks = sequence.block_table.blocks();
             let end = sequence.num_computed + chunk.num_scheduled;
             for position in sequence.num_computed..end {
-                batch.token_ids.push(sequence.token_ids[position]);
+                batch.token_ids.push(sequence.token_at(position));
                 batch.positions.push(position as u32);
                 let slot = blocks[position / block_size].0 as usize * block_size + position % block_size;
                 batch.ragged.slot_mapping.push(slot as u32);
@@ -152,40 +175,67 @@ impl Engine {
             batch.ragged.block_tables.extend(blocks.iter().map(|block| block.0));
             batch.ragged.block_tables.extend(std::iter::repeat_n(0, max_blocks - blocks.len()));
             if chunk.is_last {
-                batch.logit_rows.push(batch.token_ids.len() as u32 - 1);
+                let num_tokens = batch.token_ids.len() as u32;
+                batch.logit_rows.extend(num_tokens - 1 - chunk.num_drafted as u32..num_tokens);
             }
         }
         batch
     }
 
-    /// Records the computed tokens, and samples and sends one for each chunk that reached its newest token.
+    /// Records the computed tokens, and samples and sends one for each chunk that reached its newest token, and one
+    /// more for each guess that came true.
     fn emit(&mut self, plan: &StepPlan, logits: &Tensor) {
         for chunk in &plan.chunks {
             self.scheduler.complete(chunk, &self.admission.blocks);
         }
-        let last: Vec<_> = plan.chunks.iter().filter(|chunk| chunk.is_last).map(|chunk| chunk.id).collect();
-        if last.is_empty() {
+        let last: Vec<_> = plan.chunks.iter().filter(|chunk| chunk.is_last).collect();
+        let num_rows: usize = last.iter().map(|chunk| 1 + chunk.num_drafted).sum();
+        if num_rows == 0 {
             return;
         }
         let mut rows = match logits.flatten_all().and_then(|logits| logits.to_vec1::<f32>()) {
             Ok(rows) => rows,
             Err(error) => return self.fail_planned(plan, &format!("reading the logits failed: {error}")),
         };
-        let vocab_size = rows.len() / last.len();
-        for (id, row) in last.into_iter().zip(rows.chunks_exact_mut(vocab_size)) {
+        let vocab_size = rows.len() / num_rows;
+        let mut rest = rows.as_mut_slice();
+        for chunk in last {
+            let (rows, others) = rest.split_at_mut((1 + chunk.num_drafted) * vocab_size);
+            rest = others;
             // A fault in one request's sampling ends that request, not its neighbours in the batch.
-            match catch_unwind(AssertUnwindSafe(|| self.sample(id, row))) {
+            match catch_unwind(AssertUnwindSafe(|| self.sample_chunk(chunk, rows, vocab_size))) {
                 Ok(Ok(())) => {}
-                Ok(Err(message)) => self.fail(id, message),
-                Err(panic) => self.fail(id, format!("sampling panicked: {}", panic_message(&*panic))),
+                Ok(Err(message)) => self.fail(chunk.id, message),
+                Err(panic) => self.fail(chunk.id, format!("sampling panicked: {}", panic_message(&*panic))),
             }
         }
     }
 
-    /// Picks the next token of `id` from its logits, sends it, and ends the sequence where it ends.
-    fn sample(&mut self, id: SequenceId, logits: &mut [f32]) -> Result<(), String> {
+    /// Samples after the chunk's newest token and after each guess, until a guess is wrong or the sequence ends.
+    fn sample_chunk(&mut self, chunk: &ScheduledChunk, rows: &mut [f32], vocab_size: usize) -> Result<(), String> {
+        let mut num_accepted = 0;
+        for (index, row) in rows.chunks_exact_mut(vocab_size).enumerate() {
+            let guess =
+                self.scheduler.running_sequence(chunk.id).and_then(|sequence| sequence.draft.get(index)).copied();
+            let sampled = self.sample(chunk.id, row)?;
+            if sampled.is_none() || sampled != guess {
+                break;
+            }
+            num_accepted += 1;
+            self.scheduler.accept_guess(chunk.id, &self.admission.blocks);
+        }
+        self.metrics.tokens_drafted.inc_by(chunk.num_drafted as u64);
+        self.metrics.tokens_accepted.inc_by(num_accepted as u64);
+        if let Some(generation) = self.generations.get_mut(&chunk.id) {
+            generation.speculation.observe(chunk.num_drafted, num_accepted);
+        }
+        Ok(())
+    }
+
+    /// Picks the next token of `id` from its logits, sends it, and ends the sequence where it ends: `None` then.
+    fn sample(&mut self, id: SequenceId, logits: &mut [f32]) -> Result<Option<u32>, String> {
         let (Some(sequence), Some(generation)) = (self.scheduler.running_mut(id), self.generations.get_mut(&id)) else {
-            return Ok(());
+            return Ok(None);
         };
         let sampled = generation.sampler.sample(logits, &mut self.scratch).map_err(|error| error.to_string())?;
         let token_id = sampled.token_id;
@@ -202,8 +252,9 @@ impl Engine {
         }
         if let Some(reason) = reason {
             self.finish(id, reason);
+            return Ok(None);
         }
-        Ok(())
+        Ok(Some(token_id))
     }
 
     /// Frees the sequence's blocks and tells its stream why it ended.
@@ -250,15 +301,19 @@ impl Engine {
         }
     }
 
-    fn observe(&self, plan: &StepPlan, started_at: Instant) {
+    fn observe(&mut self, plan: &StepPlan, started_at: Instant) {
         let has = |phase| plan.chunks.iter().any(|chunk| chunk.phase == phase);
         let step = match (has(Phase::Prefill), has(Phase::Decode)) {
             (true, true) => &self.metrics.step_mixed,
             (true, false) => &self.metrics.step_prefill,
             _ => &self.metrics.step_decode,
         };
-        step.observe(started_at.elapsed().as_secs_f64());
+        let elapsed = started_at.elapsed();
+        step.observe(elapsed.as_secs_f64());
         let num_tokens: usize = plan.chunks.iter().map(|chunk| chunk.num_scheduled).sum();
+        if !has(Phase::Prefill) {
+            self.step_cost.observe(num_tokens, elapsed);
+        }
         self.metrics.tokens_processed.inc_by(num_tokens as u64);
     }
 

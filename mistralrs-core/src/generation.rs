@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::request::FinishReason;
 use crate::sampling::{Sampled, Sampler};
+use crate::speculation::Speculation;
 
 /// What the engine tells the response task of one choice. Ends with `Finished` or `Failed`.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ pub(crate) struct Generation {
     pub last_token_at: Option<Instant>,
     /// Whether it has ever been admitted.
     pub has_started: bool,
+    /// What is known about guessing its tokens.
+    pub speculation: Speculation,
 }
 
 impl Generation {

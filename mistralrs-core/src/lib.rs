@@ -1,8 +1,8 @@
 //! The engine: loading, models, scheduler, sampler.
 //!
 //! Reading order: [`model::Model`] is what a server holds, [`request`] what it submits,
-//! [`engine`] the loop, [`scheduler`] what each step runs, [`sampling`] how a token is picked,
-//! [`loader`] how weights, tokenizer and template come off the disk.
+//! [`engine`] the loop, [`scheduler`] what each step runs, [`speculation`] what it guesses, [`sampling`] how a token
+//! is picked, [`loader`] how weights, tokenizer and template come off the disk.
 //!
 //! **Never** here: sockets, HTTP types, MCP, environment variables.
 
@@ -23,6 +23,7 @@ pub mod request;
 pub mod sampling;
 pub mod scheduler;
 pub mod sequence;
+mod speculation;
 mod stream;
 
 pub use config::EngineConfig;

@@ -28,6 +28,8 @@ pub struct EngineMetrics {
     prefix_hits: IntCounterVec,
     prefix_evictions: IntCounterVec,
     preemptions: IntCounterVec,
+    tokens_drafted: IntCounterVec,
+    tokens_accepted: IntCounterVec,
 }
 
 impl EngineMetrics {
@@ -35,6 +37,7 @@ impl EngineMetrics {
     pub fn register(registry: &Registry) -> Self {
         let seconds = |name, help, labels: &[&str]| register(registry, histogram(name, help, LATENCY_BUCKETS, labels));
         let count = |name, help, labels: &[&str]| register(registry, counter(name, help, labels));
+        let total = |name, help| count(name, help, &["model"]);
         let level = |name, help| register(registry, gauge(name, help, &["model"]));
         let model = ["model"];
         Self {
@@ -50,10 +53,9 @@ impl EngineMetrics {
             ),
             queue_wait: seconds("mistralrs_queue_wait_seconds", "Time from arrival to first prefill", &model),
             step: seconds("mistralrs_step_seconds", "Duration of one engine step", &["model", "phase"]),
-            tokens_processed: count(
+            tokens_processed: total(
                 "mistralrs_tokens_processed_total",
                 "Tokens computed, prompt and generated, recomputed ones included",
-                &model,
             ),
             sequences_running: level("mistralrs_sequences_running", "Sequences in the batch"),
             sequences_waiting: level("mistralrs_sequences_waiting", "Sequences waiting for admission"),
@@ -70,22 +72,21 @@ impl EngineMetrics {
             ),
             blocks_used: level("mistralrs_kv_cache_blocks_used", "KV blocks held by sequences"),
             blocks_total: level("mistralrs_kv_cache_blocks_total", "KV blocks in all"),
-            prefix_lookups: count(
+            prefix_lookups: total(
                 "mistralrs_prefix_cache_lookups_total",
                 "Full prompt blocks looked up in the prefix cache",
-                &model,
             ),
-            prefix_hits: count("mistralrs_prefix_cache_hits_total", "Prompt blocks found in the prefix cache", &model),
-            prefix_evictions: count(
-                "mistralrs_prefix_cache_evictions_total",
-                "Cached blocks given up for new ones",
-                &model,
-            ),
-            preemptions: count(
+            prefix_hits: total("mistralrs_prefix_cache_hits_total", "Prompt blocks found in the prefix cache"),
+            prefix_evictions: total("mistralrs_prefix_cache_evictions_total", "Cached blocks given up for new ones"),
+            preemptions: total(
                 "mistralrs_paged_preemptions_total",
                 "Sequences that lost their KV blocks and recompute",
-                &model,
             ),
+            tokens_drafted: total(
+                "mistralrs_speculative_draft_tokens_total",
+                "Tokens guessed and verified beside sampled ones",
+            ),
+            tokens_accepted: total("mistralrs_speculative_accepted_tokens_total", "Guessed tokens that came true"),
         }
     }
 
@@ -112,6 +113,8 @@ impl EngineMetrics {
             prefix_hits: self.prefix_hits.with_label_values(&labels),
             prefix_evictions: self.prefix_evictions.with_label_values(&labels),
             preemptions: self.preemptions.with_label_values(&labels),
+            tokens_drafted: self.tokens_drafted.with_label_values(&labels),
+            tokens_accepted: self.tokens_accepted.with_label_values(&labels),
         }
     }
 }
@@ -157,6 +160,8 @@ pub(crate) struct ModelMetrics {
     pub prefix_hits: IntCounter,
     pub prefix_evictions: IntCounter,
     pub preemptions: IntCounter,
+    pub tokens_drafted: IntCounter,
+    pub tokens_accepted: IntCounter,
 }
 
 impl ModelMetrics {

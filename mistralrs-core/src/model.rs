@@ -24,6 +24,7 @@ use crate::request::{ChatPrompt, GenerateRequest, Prompt};
 use crate::sampling::{ChoiceSeed, Sampler, validate_logprobs};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::sequence::{Sequence, SequenceId};
+use crate::speculation::Speculation;
 use crate::stream::{ChoiceStream, TextStream};
 
 pub use crate::admission::EngineStatus;
@@ -137,7 +138,8 @@ impl Model {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
         });
-        let engine = Engine::new(loaded.model, kv, scheduler, Arc::clone(&admission), model_metrics.clone());
+        let shared = Arc::clone(&admission);
+        let engine = Engine::new(loaded.model, kv, scheduler, shared, model_metrics.clone(), config.max_draft_tokens);
         let engine_ended = spawn_engine(engine, &admission)?;
         let info = ModelInfo {
             id,
@@ -308,6 +310,7 @@ impl ModelInner {
                 arrived_at,
                 last_token_at: None,
                 has_started: false,
+                speculation: Speculation::default(),
             };
             sequences.push(NewSequence { sequence, generation });
         }

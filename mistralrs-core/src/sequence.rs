@@ -29,6 +29,9 @@ pub struct Sequence {
     pub salt: PrefixSalt,
     /// How many of the table's blocks are in the prefix cache.
     pub num_published: usize,
+    /// Guesses of the tokens to come, for this step: they run beside the newest token and are verified. Written by the
+    /// engine before each plan, cut by the scheduler to what fits.
+    pub draft: Vec<u32>,
 }
 
 impl Sequence {
@@ -46,6 +49,7 @@ impl Sequence {
             block_hashes,
             salt: PrefixSalt::default(),
             num_published: 0,
+            draft: Vec::new(),
         }
     }
 
@@ -57,6 +61,14 @@ impl Sequence {
     /// Tokens without KV. One: a decode; more: a prefill.
     pub fn num_uncomputed(&self) -> usize {
         self.token_ids.len() - self.num_computed
+    }
+
+    /// The token at `position`, known or guessed.
+    ///
+    /// # Panics
+    /// If there is neither.
+    pub fn token_at(&self, position: usize) -> u32 {
+        self.token_ids.get(position).copied().unwrap_or_else(|| self.draft[position - self.token_ids.len()])
     }
 
     /// Whether only the newest token lacks KV.

@@ -34,16 +34,29 @@ struct HashModel {
 }
 
 /// What a test may do to a running model.
-#[derive(Default)]
 struct Faults {
     /// Step counter.
     num_steps: AtomicUsize,
+    /// Tokens that a logit depends on; few make a text that repeats itself.
+    memory: AtomicUsize,
     /// Panic in the next step.
     panic_next: AtomicBool,
     /// Poison the logits of the next step's first row.
     nan_next: AtomicBool,
     /// Milliseconds that each step takes.
     step_ms: AtomicUsize,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            num_steps: AtomicUsize::new(0),
+            memory: AtomicUsize::new(usize::MAX),
+            panic_next: AtomicBool::new(false),
+            nan_next: AtomicBool::new(false),
+            step_ms: AtomicUsize::new(0),
+        }
+    }
 }
 
 impl CausalLm for HashModel {
@@ -68,7 +81,9 @@ impl CausalLm for HashModel {
             let sequence = batch.ragged.query_offsets.iter().rposition(|&offset| offset <= row).unwrap();
             let table = &batch.ragged.block_tables[sequence * batch.ragged.max_blocks..];
             let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-            for position in 0..batch.ragged.context_lens[sequence] as usize {
+            let end = batch.positions[row as usize] as usize + 1;
+            let memory = self.faults.memory.load(Ordering::Relaxed);
+            for position in end.saturating_sub(memory)..end {
                 let slot = table[position / BLOCK_SIZE] as usize * BLOCK_SIZE + position % BLOCK_SIZE;
                 hash = (hash ^ u64::from(slots[slot])).wrapping_mul(0x100_0000_01b3);
             }
@@ -378,6 +393,54 @@ async fn seeds_reproduce_and_choices_differ() {
     let first = run(&bench, sampled.clone()).await;
     assert_eq!(first, run(&bench, sampled).await);
     assert!(first[0] != first[1] && first[1] != first[2]);
+}
+
+/// A text that repeats itself, with or without guesses: `(choices, tokens guessed, guesses that came true, steps)`.
+async fn repetitive(max_draft_tokens: usize, sampling: SamplingParams) -> (Vec<(String, String)>, u64, u64, usize) {
+    let bench = start(200, EngineConfig { max_draft_tokens, ..config() });
+    bench.faults.memory.store(1, Ordering::Relaxed);
+    bench.faults.step_ms.store(1, Ordering::Relaxed);
+    let mut request = request(&[3, 1, 4], 150);
+    request.sampling = sampling;
+    let choices = run(&bench, request).await;
+    settle(&bench).await;
+    let count = |name: &str| counter(&bench, &format!("mistralrs_speculative_{name}_tokens_total"));
+    (choices, count("draft"), count("accepted"), bench.faults.num_steps.load(Ordering::Relaxed))
+}
+
+#[tokio::test]
+async fn guesses_that_come_true_save_a_step_each_and_change_no_answer() {
+    let sharp = |seed| SamplingParams { temperature: 0.02, seed: Some(seed), ..SamplingParams::default() };
+    let penalized = SamplingParams { temperature: 0.0, frequency_penalty: 0.01, ..SamplingParams::default() };
+    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    for sampling in [greedy, sharp(1), sharp(2), penalized, SamplingParams { seed: Some(3), ..Default::default() }] {
+        let (plain, _, _, num_steps) = repetitive(0, sampling.clone()).await;
+        let (guessed, num_drafted, num_accepted, num_fewer) = repetitive(8, sampling.clone()).await;
+        assert_eq!(guessed, plain, "{sampling:?}");
+        assert_eq!(num_fewer + num_accepted as usize, num_steps, "each accepted guess saves a step");
+        assert!(num_accepted <= num_drafted);
+        if sampling.temperature == 0.0 && sampling.frequency_penalty == 0.0 {
+            assert!(num_accepted > 0, "a greedy text of one token's memory is a cycle");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stop_token_within_a_guess_ends_the_answer_there() {
+    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let (plain, ..) = repetitive(0, greedy).await;
+    let last = plain[0].0.bytes().last().unwrap() - b'0';
+    for max_draft_tokens in [0, 8] {
+        let bench = start(200, EngineConfig { max_draft_tokens, ..config() });
+        bench.faults.memory.store(1, Ordering::Relaxed);
+        // The prompt has seen the cycle, so the very first guesses reach the stop token.
+        let prompt: Vec<u32> = plain[0].0.bytes().map(|byte| u32::from(byte - b'0')).collect();
+        let mut request = request(&prompt[..148], 100);
+        request.stop.token_ids = vec![u32::from(last)];
+        let (_, end) = run(&bench, request).await.remove(0);
+        assert_eq!(end, "stop 2", "with up to {max_draft_tokens} guesses");
+        settle(&bench).await;
+    }
 }
 
 #[tokio::test]

@@ -144,6 +144,9 @@ struct EngineFlags {
     /// Tokens of prompt and answer together, if fewer than the model's own limit
     #[arg(long, global = true, value_name = "N")]
     max_model_len: Option<NonZeroUsize>,
+    /// Tokens guessed per step where a text repeats itself; 0 turns it off [default: 8]
+    #[arg(long, global = true, value_name = "N", visible_alias = "draft-max")]
+    max_draft_tokens: Option<usize>,
     /// 0 turns the prefix cache off; otherwise the KV memory bounds it [default: 16]
     #[arg(long, global = true, value_name = "N")]
     prefix_cache_n: Option<usize>,
@@ -247,6 +250,7 @@ impl EngineFlags {
         set(layer, "engine.max_seqs", self.max_seqs);
         set(layer, "engine.max_num_batched_tokens", self.max_num_batched_tokens);
         set(layer, "engine.max_model_len", self.max_model_len);
+        set(layer, "engine.max_draft_tokens", self.max_draft_tokens);
         set(layer, "engine.prefix_cache_n", self.prefix_cache_n);
         set(layer, "engine.paged_attn", self.paged_attn);
         set(layer, "engine.pa_memory_mb", self.pa_memory_mb);

@@ -3,10 +3,14 @@
 use mistralrs_paged_attn::BlockManager;
 
 use super::{Phase, ScheduledChunk, Scheduler, StepPlan};
+use crate::sequence::Sequence;
 
 impl Scheduler {
-    /// Gives every decoding sequence a slot for its newest token, oldest first.
-    pub(super) fn plan_decodes(&mut self, blocks: &BlockManager, plan: &mut StepPlan) {
+    /// Gives every decoding sequence a slot for its newest token, oldest first, and for its guesses where blocks and
+    /// budget are left: no guess costs another sequence anything.
+    pub(super) fn plan_decodes(&mut self, blocks: &BlockManager, plan: &mut StepPlan, budget: &mut usize) {
+        let num_decodes = self.running.iter().filter(|sequence| sequence.is_decoding()).count();
+        let mut spare = budget.saturating_sub(num_decodes);
         let mut at = 0;
         while at < self.running.len() {
             if !self.running[at].is_decoding() {
@@ -14,13 +18,15 @@ impl Scheduler {
                 continue;
             }
             let sequence = &mut self.running[at];
-            let num_tokens = sequence.token_ids.len();
-            if blocks.grow(&mut sequence.block_table, num_tokens).is_ok() {
+            if grow_for_decode(sequence, blocks, spare) {
+                let num_drafted = sequence.draft.len();
+                spare -= num_drafted;
                 plan.chunks.push(ScheduledChunk {
                     id: sequence.id,
-                    num_scheduled: 1,
+                    num_scheduled: 1 + num_drafted,
                     phase: Phase::Decode,
                     is_last: true,
+                    num_drafted,
                 });
                 at += 1;
             } else {
@@ -28,6 +34,7 @@ impl Scheduler {
                 self.preempt_newest(blocks, plan);
             }
         }
+        *budget = budget.saturating_sub(plan.chunks.iter().map(|chunk| chunk.num_scheduled).sum());
     }
 
     /// Takes the blocks of the newest running sequence; it recomputes when it is admitted again.
@@ -36,8 +43,22 @@ impl Scheduler {
         blocks.release(std::mem::take(&mut sequence.block_table));
         sequence.num_computed = 0;
         sequence.num_published = 0;
+        sequence.draft.clear();
         plan.preempted.push(sequence.id);
         // It came before everything that never ran, so the front keeps the order of arrival.
         self.waiting.push_front(sequence);
     }
+}
+
+/// A slot for the newest token and for guesses, or for it alone, or none.
+fn grow_for_decode(sequence: &mut Sequence, blocks: &BlockManager, max_drafted: usize) -> bool {
+    sequence.draft.truncate(max_drafted);
+    let num_tokens = sequence.token_ids.len();
+    if !sequence.draft.is_empty() {
+        if blocks.grow(&mut sequence.block_table, num_tokens + sequence.draft.len()).is_ok() {
+            return true;
+        }
+        sequence.draft.clear();
+    }
+    blocks.grow(&mut sequence.block_table, num_tokens).is_ok()
 }

@@ -45,6 +45,8 @@ pub struct ScheduledChunk {
     pub phase: Phase,
     /// Whether the chunk reaches the newest token, so that a next one can be sampled.
     pub is_last: bool,
+    /// Of `num_scheduled`, the last ones that are guesses: only those that come true count as computed.
+    pub num_drafted: usize,
 }
 
 /// Metric label and plan vocabulary.
@@ -78,8 +80,8 @@ impl Scheduler {
     /// Plans one step: decodes first, so that admitted streams keep flowing; prefills share the rest.
     pub fn schedule(&mut self, blocks: &BlockManager) -> StepPlan {
         let mut plan = StepPlan::default();
-        self.plan_decodes(blocks, &mut plan);
-        let mut budget = self.config.max_num_batched_tokens.saturating_sub(plan.chunks.len());
+        let mut budget = self.config.max_num_batched_tokens;
+        self.plan_decodes(blocks, &mut plan, &mut budget);
         self.continue_prefills(&mut plan, &mut budget);
         // Admitting right after preempting would hand the freed blocks to newcomers and thrash.
         if plan.preempted.is_empty() {
@@ -88,10 +90,19 @@ impl Scheduler {
         plan
     }
 
-    /// Records that `chunk` ran: its tokens have KV, and blocks it filled are in the prefix cache.
+    /// Records that `chunk` ran: its known tokens have KV, and blocks it filled are in the prefix cache.
     pub fn complete(&mut self, chunk: &ScheduledChunk, blocks: &BlockManager) {
-        let Some(sequence) = self.running_mut(chunk.id) else { return };
-        sequence.num_computed += chunk.num_scheduled;
+        self.advance(chunk.id, chunk.num_scheduled - chunk.num_drafted, blocks);
+    }
+
+    /// Records that the next guess came true: the token that was sampled has KV already.
+    pub fn accept_guess(&mut self, id: SequenceId, blocks: &BlockManager) {
+        self.advance(id, 1, blocks);
+    }
+
+    fn advance(&mut self, id: SequenceId, num_tokens: usize, blocks: &BlockManager) {
+        let Some(sequence) = self.running_mut(id) else { return };
+        sequence.num_computed += num_tokens;
         publish_full_blocks(sequence, blocks);
     }
 
@@ -118,6 +129,16 @@ impl Scheduler {
     /// Sequences in the batch, in order of arrival.
     pub fn running(&self) -> &[Sequence] {
         &self.running
+    }
+
+    /// The batch, to write guesses into.
+    pub fn batch_mut(&mut self) -> &mut [Sequence] {
+        &mut self.running
+    }
+
+    /// Whether all that there is to compute is one token for each sequence.
+    pub fn only_decodes(&self) -> bool {
+        self.waiting.is_empty() && self.running.iter().all(Sequence::is_decoding)
     }
 
     /// Sequences waiting, in order of arrival; preempted ones are among them.

@@ -77,5 +77,6 @@ fn plan_chunk(sequence: &Sequence, plan: &mut StepPlan, budget: &mut usize) {
         num_scheduled,
         phase: Phase::Prefill,
         is_last: num_scheduled == sequence.num_uncomputed(),
+        num_drafted: 0,
     });
 }

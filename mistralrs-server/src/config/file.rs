@@ -219,6 +219,9 @@ pub struct EngineSection {
     pub pa_block_size: NonZeroUsize,
     /// How keys and values are stored. Default `auto`: f16.
     pub pa_cache_type: KvCacheType,
+    /// Tokens guessed per sequence and step where its text repeats itself, as long as that pays; guesses are verified,
+    /// so answers stay the same. At most 64; 0 turns it off. Default 8.
+    pub max_draft_tokens: usize,
     /// Tokens of prompt and answer together, if fewer than the model's own context length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_model_len: Option<NonZeroUsize>,
@@ -242,6 +245,7 @@ impl Default for EngineSection {
             pa_memory_mb: None,
             pa_block_size: not_zero(engine.block_size),
             pa_cache_type: KvCacheType::Auto,
+            max_draft_tokens: engine.max_draft_tokens,
             max_model_len: None,
             seed: None,
             cpu: false,

@@ -18,6 +18,9 @@ use super::{ConfigError, Configuration, HttpMcpConfig, KvCacheType, RateLimitCon
 /// KV blocks larger than this waste more memory on the last block of each sequence than they save in bookkeeping.
 const MAX_BLOCK_SIZE: usize = 256;
 
+/// Guesses per sequence and step: each is a row of logits, and chains of right ones are rarely longer.
+const MAX_DRAFT_TOKENS: usize = 64;
+
 #[cfg(feature = "http-mcp-stream")]
 const NOTHING_TO_SERVE: &str =
     "nothing to serve: name a model (`run -m MODEL`), or a port for the MCP gateway alone (`--http-mcp-port PORT`)";
@@ -307,6 +310,12 @@ fn engine(section: &EngineSection, drain_timeout: Duration) -> Result<EngineConf
         })?),
         None => None,
     };
+    if section.max_draft_tokens > MAX_DRAFT_TOKENS {
+        return Err(ConfigError::Invalid(format!(
+            "--max-draft-tokens {}: expected at most {MAX_DRAFT_TOKENS}, or 0 for none",
+            section.max_draft_tokens
+        )));
+    }
     Ok(EngineConfig {
         max_num_seqs: section.max_seqs.get(),
         max_num_batched_tokens: section.max_num_batched_tokens.get(),
@@ -318,6 +327,7 @@ fn engine(section: &EngineSection, drain_timeout: Duration) -> Result<EngineConf
             KvCacheType::F32 => KvDType::F32,
         },
         enable_prefix_cache: section.prefix_cache_n > 0,
+        max_draft_tokens: section.max_draft_tokens,
         max_model_len: section.max_model_len.map(NonZeroUsize::get),
         seed: section.seed,
         drain_timeout,

@@ -264,6 +264,7 @@ fn the_printed_configuration_has_no_secrets_and_names_variables() {
     paged_attn = "auto"
     pa_block_size = 32
     pa_cache_type = "auto"
+    max_draft_tokens = 8
     cpu = false
 
     [prometheus_locks]
