@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 
 use super::names::LockId;
 use super::stay::{self, Stay};
-use super::tally::{self, Access};
+use super::tally::{self, Access, Tally};
 
 /// A lock for many readers or one writer whose acquisitions, waits and holds are on `/metrics` under its name.
 ///
@@ -57,7 +57,7 @@ impl<T: ?Sized> RwLock<T> {
         let tally = tally::own(self.id);
         let (inner, waited_nanos) = match self.inner.try_read() {
             Some(inner) => (inner, 0),
-            None => self.wait_to_read(),
+            None => self.wait_to_read(tally),
         };
         RwLockReadGuard { inner, stay: Stay::begin(tally, Access::Read, waited_nanos) }
     }
@@ -69,7 +69,7 @@ impl<T: ?Sized> RwLock<T> {
         let tally = tally::own(self.id);
         let (inner, waited_nanos) = match self.inner.try_write() {
             Some(inner) => (inner, 0),
-            None => self.wait_to_write(),
+            None => self.wait_to_write(tally),
         };
         RwLockWriteGuard { inner, stay: Stay::begin(tally, Access::Write, waited_nanos) }
     }
@@ -97,14 +97,14 @@ impl<T: ?Sized> RwLock<T> {
 
     #[cold]
     #[inline(never)]
-    fn wait_to_read(&self) -> (parking_lot::RwLockReadGuard<'_, T>, u64) {
-        stay::wait(|| self.inner.read())
+    fn wait_to_read(&self, tally: &Tally) -> (parking_lot::RwLockReadGuard<'_, T>, u64) {
+        stay::wait_among_readers(tally, || self.inner.try_read(), || self.inner.read())
     }
 
     #[cold]
     #[inline(never)]
-    fn wait_to_write(&self) -> (parking_lot::RwLockWriteGuard<'_, T>, u64) {
-        stay::wait(|| self.inner.write())
+    fn wait_to_write(&self, tally: &Tally) -> (parking_lot::RwLockWriteGuard<'_, T>, u64) {
+        stay::wait_among_readers(tally, || self.inner.try_write(), || self.inner.write())
     }
 }
 

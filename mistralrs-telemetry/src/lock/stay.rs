@@ -4,26 +4,56 @@ use std::time::{Duration, Instant};
 
 use super::tally::{Access, Tally};
 
-/// How long a thread that found the lock taken leaves it alone before it queues for it.
+/// How long a thread that found a mutex taken leaves it alone before it queues for it.
 ///
 /// Whoever asks takes the lock's cache line away from the thread inside, and parking_lot asks some ten times before it
 /// puts a thread to sleep. A microsecond is less than sleeping and being woken takes, so a waiter loses little, and
 /// holds of a few nanoseconds get half as much again done in it: more than counting costs (`benches/locks.rs`).
 const BACK_OFF: Duration = Duration::from_micros(1);
 
+/// How often a thread that found a reader-writer lock taken asks again before it queues for it. Readers come and go
+/// together, so asking more often than for a mutex pays; where holds are long it does not, see [`wait_among_readers`].
+const ASK_EVERY: Duration = Duration::from_nanos(250);
+
+/// How many times it asks: two microseconds in all.
+const NUM_ASKS: u32 = 8;
+
 /// Takes the place of a measured zero, because zero means "not measured".
 const SHORTEST_NANOS: u64 = 1;
 
-/// Takes a lock that was found taken: leaves it alone for [`BACK_OFF`], then calls `lock`, which may sleep.
+/// Takes a mutex that was found taken: leaves it alone for [`BACK_OFF`], then calls `lock`, which may sleep.
 /// Returns its guard and the nanoseconds waited, at least one. All it does under the lock is to read the clock.
 #[inline]
 pub(super) fn wait<Guard>(lock: impl FnOnce() -> Guard) -> (Guard, u64) {
     let asked = Instant::now();
-    while asked.elapsed() < BACK_OFF {
-        std::hint::spin_loop();
-    }
+    leave_alone(asked, BACK_OFF);
     let guard = lock();
     (guard, nanos_since(asked))
+}
+
+/// [`wait`] for reader-writer locks: tries a few times before it calls `lock`, or not at all where holds are long: only
+/// a writer that queues keeps new readers out, and where there are more threads than cores, waiting is another's time.
+#[inline]
+pub(super) fn wait_among_readers<Guard>(
+    tally: &Tally,
+    try_lock: impl Fn() -> Option<Guard>,
+    lock: impl FnOnce() -> Guard,
+) -> (Guard, u64) {
+    let asked = Instant::now();
+    let try_later = |ask: u32| {
+        leave_alone(asked, ASK_EVERY * ask);
+        try_lock()
+    };
+    let early = if tally.has_short_holds() { (1..=NUM_ASKS).find_map(try_later) } else { None };
+    let guard = early.unwrap_or_else(lock);
+    (guard, nanos_since(asked))
+}
+
+/// Returns `pause` after `asked`.
+fn leave_alone(asked: Instant, pause: Duration) {
+    while asked.elapsed() < pause {
+        std::hint::spin_loop();
+    }
 }
 
 /// One stay in a lock, from acquisition to release. Declared after the lock's own guard in ours, so that it is

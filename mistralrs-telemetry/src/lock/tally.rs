@@ -8,13 +8,16 @@
 use std::cell::Cell;
 use std::iter;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::histogram::{Histogram, HistogramTotals, OwnCounter};
 use super::names::{LockId, MAX_NAMES};
 
 /// One hold in so many is timed: two clock reads and a record, some 60 ns, become half a nanosecond per acquisition.
 pub(super) const SAMPLE_ONE_IN: u64 = 128;
+
+/// A hold that outlasts most of a waiter's backing off.
+const LONG_HOLD_NANOS: u64 = 500;
 
 /// The ways to take a lock, which are counted apart.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,8 @@ pub(super) struct Tally {
     counts: [OwnCounter; NUM_ACCESSES],
     /// Whether more than one thread writes here.
     is_shared: bool,
+    /// The newest hold that was timed.
+    newest_hold_nanos: AtomicU64,
     /// Made with the first duration: many threads never meet one.
     times: OnceLock<Box<Times>>,
 }
@@ -79,7 +84,12 @@ pub(super) fn totals(id: LockId) -> Totals {
 
 impl Tally {
     const fn new(is_shared: bool) -> Self {
-        Self { counts: [const { OwnCounter::new() }; NUM_ACCESSES], is_shared, times: OnceLock::new() }
+        Self {
+            counts: [const { OwnCounter::new() }; NUM_ACCESSES],
+            is_shared,
+            newest_hold_nanos: AtomicU64::new(0),
+            times: OnceLock::new(),
+        }
     }
 
     /// Counts one acquisition by the calling thread, whose tally this is. True: the hold that begins is to be timed.
@@ -87,6 +97,11 @@ impl Tally {
     pub(super) fn count(&self, access: Access) -> bool {
         let counter = &self.counts[access as usize];
         if self.is_shared { count_shared(counter) } else { is_sampled(counter.add(1)) }
+    }
+
+    /// Whether leaving the lock alone for a moment may be all the waiting there is: not where holds are long.
+    pub(super) fn has_short_holds(&self) -> bool {
+        self.newest_hold_nanos.load(Ordering::Relaxed) < LONG_HOLD_NANOS
     }
 
     /// Records how long one acquisition by the calling thread had to wait.
@@ -99,6 +114,7 @@ impl Tally {
     /// Records how long the calling thread held one lock.
     pub(super) fn record_hold(&self, nanos: u64) {
         if let Some(times) = self.own_times() {
+            self.newest_hold_nanos.store(nanos, Ordering::Relaxed);
             times.holds.record(nanos);
         }
     }
