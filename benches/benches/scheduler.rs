@@ -15,7 +15,8 @@ const NUM_PROMPT_TOKENS: u32 = 200;
 fn warm_engine(num_sequences: usize) -> (Scheduler, BlockManager) {
     let blocks = BlockManager::new(num_sequences * 16, BLOCK_SIZE, true);
     let max_num_batched_tokens = num_sequences * NUM_PROMPT_TOKENS as usize;
-    let mut scheduler = Scheduler::new(SchedulerConfig { max_num_seqs: num_sequences, max_num_batched_tokens });
+    let config = SchedulerConfig { max_num_seqs: num_sequences, max_num_batched_tokens, priority_aging: 32 };
+    let mut scheduler = Scheduler::new(config);
     for id in 0..num_sequences as u64 {
         let prompt: Vec<u32> = (0..NUM_PROMPT_TOKENS).map(|token| token + id as u32).collect();
         let hashes = blocks.hash_blocks(&prompt, &PrefixSalt::default());

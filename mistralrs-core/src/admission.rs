@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
+use std::time::Duration;
 
 use mistralrs_paged_attn::BlockManager;
 use mistralrs_telemetry::{Mutex, RwLock};
@@ -31,6 +32,17 @@ pub struct EngineStatus {
     pub num_blocks_total: usize,
 }
 
+/// What bounds the line of those that wait.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QueueLimits {
+    /// Sequences that may wait.
+    pub max_waiting: usize,
+    /// Sequences that run at once.
+    pub max_num_seqs: usize,
+    /// How long one may wait for its first step.
+    pub timeout: Option<Duration>,
+}
+
 /// The shared half of an engine. Each lock says who takes it, and why a message would not do.
 pub(crate) struct Admission {
     /// Handlers push, the engine drains once per step. Not a channel: the limit covers the scheduler's queue too.
@@ -41,8 +53,7 @@ pub(crate) struct Admission {
     status: RwLock<EngineStatus>,
     /// Who holds which block: the engine's, read by admission and scrapes.
     pub blocks: Arc<BlockManager>,
-    max_waiting: usize,
-    max_num_seqs: usize,
+    limits: QueueLimits,
     next_id: AtomicU64,
     engine: OnceLock<Thread>,
 }
@@ -62,7 +73,7 @@ enum QueueState {
 }
 
 impl Admission {
-    pub fn new(blocks: Arc<BlockManager>, max_waiting: usize, max_num_seqs: usize) -> Self {
+    pub fn new(blocks: Arc<BlockManager>, limits: QueueLimits) -> Self {
         let queue = AdmissionQueue { arrivals: VecDeque::new(), num_backlog: 0, state: QueueState::Open };
         let status = EngineStatus { num_blocks_total: blocks.usage().num_total, ..EngineStatus::default() };
         Self {
@@ -70,8 +81,7 @@ impl Admission {
             active: Mutex::new("active_requests", HashMap::new()),
             status: RwLock::new("kv_cache", status),
             blocks,
-            max_waiting,
-            max_num_seqs,
+            limits,
             next_id: AtomicU64::new(0),
             engine: OnceLock::new(),
         }
@@ -103,8 +113,6 @@ impl Admission {
                 active.insert(new.sequence.id, Arc::clone(&new.generation.cancelled));
             }
             queue.arrivals.extend(sequences);
-            // Ids were reserved before the lock: two requests may have swapped, and the scheduler's order is by id.
-            queue.arrivals.make_contiguous().sort_by_key(|new| new.sequence.id);
         }
         self.wake();
         Ok(())
@@ -115,7 +123,7 @@ impl Admission {
             return Err(RequestError::ShuttingDown);
         }
         let num_waiting = queue.arrivals.len() + queue.num_backlog;
-        if num_waiting + num_sequences > self.max_waiting {
+        if num_waiting + num_sequences > self.limits.max_waiting {
             return Err(RequestError::QueueFull { num_waiting, retry_after_seconds: self.retry_after(num_waiting) });
         }
         Ok(())
@@ -123,7 +131,16 @@ impl Admission {
 
     /// A second for each batch that stands in line: requests of a few hundred tokens take about that.
     fn retry_after(&self, num_waiting: usize) -> u64 {
-        (num_waiting / self.max_num_seqs.max(1)).clamp(1, 30) as u64
+        (num_waiting / self.limits.max_num_seqs.max(1)).clamp(1, 30) as u64
+    }
+
+    /// How a sequence ends that has waited for `waited` and never run; `None` if it may go on waiting.
+    pub fn check_wait(&self, waited: Duration, num_waiting: usize) -> Option<RequestError> {
+        let is_overdue = self.limits.timeout.is_some_and(|timeout| waited > timeout);
+        is_overdue.then(|| RequestError::QueueTimeout {
+            waited_seconds: waited.as_secs(),
+            retry_after_seconds: self.retry_after(num_waiting),
+        })
     }
 
     /// Engine only: what arrived since the last step.
@@ -195,5 +212,115 @@ impl Admission {
         if let Some(engine) = self.engine.get() {
             engine.unpark();
         }
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod schedules {
+    //! Handlers, a shutdown and the engine under a model checker, which decides at each lock whose turn it is.
+
+    use std::collections::BTreeSet;
+    use std::time::Instant;
+
+    use shuttle::thread;
+
+    use super::*;
+    use crate::generation::event_channel;
+    use crate::sampling::{ChoiceSeed, Sampler};
+    use crate::{FinishReason, SamplingParams};
+
+    fn new_sequence(
+        admission: &Admission,
+    ) -> (NewSequence, tokio::sync::mpsc::Receiver<crate::generation::SequenceEvent>) {
+        let (events, receiver) = event_channel(1);
+        let seed = ChoiceSeed { seed: 0, choice: 0 };
+        let generation = Generation {
+            sampler: Sampler::new(&SamplingParams::default(), seed, None, &[1]),
+            max_new_tokens: 1,
+            stop_token_ids: Arc::new(BTreeSet::new()),
+            events,
+            cancelled: Arc::new(AtomicBool::new(false)),
+            arrived_at: Instant::now(),
+            last_token_at: None,
+            has_started: false,
+        };
+        let sequence = Sequence::new(admission.reserve_ids(1), None, vec![1], Vec::new());
+        (NewSequence { sequence, generation }, receiver)
+    }
+
+    /// Whatever the order: a sequence that was accepted ends, by the engine or with it; one that was refused never
+    /// reaches it; the limit holds; and nobody waits for ever.
+    #[test]
+    fn schedules_of_handlers_a_shutdown_and_the_engine_lose_no_sequence() {
+        shuttle::check_random(one_life, 3_000);
+    }
+
+    fn one_life() {
+        let limits = QueueLimits { max_waiting: 2, max_num_seqs: 1, timeout: None };
+        let admission = Arc::new(Admission::new(Arc::new(BlockManager::new(2, 2, true)), limits));
+        let handlers: Vec<_> = (0..3)
+            .map(|_| {
+                let admission = Arc::clone(&admission);
+                thread::spawn(move || {
+                    let (new, mut events) = new_sequence(&admission);
+                    let id = new.sequence.id;
+                    if admission.check_room(1).and_then(|()| admission.submit(vec![new])).is_err() {
+                        return None;
+                    }
+                    assert!(admission.status().num_waiting <= 2);
+                    Some((id, move || {
+                        loop {
+                            match events.try_recv() {
+                                Ok(event) => return Some(event),
+                                Err(tokio::sync::mpsc::error::TryRecvError::Disconnected) => return None,
+                                Err(tokio::sync::mpsc::error::TryRecvError::Empty) => thread::yield_now(),
+                            }
+                        }
+                    }))
+                })
+            })
+            .collect();
+        let shutdown = {
+            let admission = Arc::clone(&admission);
+            thread::spawn(move || {
+                admission.close();
+                admission.cancel_all();
+            })
+        };
+        let engine = {
+            let admission = Arc::clone(&admission);
+            thread::spawn(move || run_engine(&admission))
+        };
+        shutdown.join().unwrap();
+        let served = engine.join().unwrap();
+        for handler in handlers {
+            if let Some((id, wait)) = handler.join().unwrap() {
+                assert_eq!(wait().is_some(), served.contains(&id), "{id:?} was heard of if it was served");
+            }
+        }
+    }
+
+    /// Drains until it is told to end, as the engine's loop does; the sequences it ended.
+    fn run_engine(admission: &Admission) -> Vec<SequenceId> {
+        let mut served = Vec::new();
+        loop {
+            let arrivals = admission.drain(0);
+            assert!(arrivals.len() <= 2, "the limit holds");
+            for new in arrivals {
+                let id = new.sequence.id;
+                let end =
+                    crate::generation::SequenceEvent::Finished { reason: FinishReason::Stop, num_completion_tokens: 0 };
+                new.generation.send(end);
+                admission.forget(id);
+                served.push(id);
+            }
+            admission.publish(EngineStatus::default());
+            if admission.is_closed() {
+                break;
+            }
+            thread::yield_now();
+        }
+        admission.stop();
+        served
     }
 }

@@ -24,6 +24,11 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: usize,
     /// Requests that may wait for admission; one more is refused with [`crate::RequestError::QueueFull`].
     pub max_waiting_requests: usize,
+    /// How long a request may wait for its first step; then it ends with [`crate::RequestError::QueueTimeout`]. `None`:
+    /// for as long as its client does.
+    pub queue_timeout: Option<Duration>,
+    /// Later arrivals that may pass a waiting request for each priority class between them.
+    pub priority_aging: usize,
     /// Tokens per KV block (`--pa-block-size`).
     pub block_size: usize,
     /// Bytes for KV blocks (`--pa-memory-mb`); `None`: sized from free memory and `max_num_seqs`.
@@ -49,6 +54,8 @@ impl Default for EngineConfig {
             max_num_seqs: 32,
             max_num_batched_tokens: 512,
             max_waiting_requests: 256,
+            queue_timeout: Some(Duration::from_mins(5)),
+            priority_aging: 32,
             block_size: 32,
             kv_memory_bytes: None,
             kv_dtype: KvDType::F16,

@@ -10,8 +10,9 @@ use candle_core::Tensor;
 use mistralrs_paged_attn::{BlockUsage, KvCache};
 
 use crate::admission::{Admission, EngineStatus};
+use crate::error::RequestError;
 use crate::generation::{Generation, SequenceEvent};
-use crate::metrics::ModelMetrics;
+use crate::metrics::{ModelMetrics, Rejection};
 use crate::models::{CausalLm, StepBatch};
 use crate::request::FinishReason;
 use crate::sampling::SamplerScratch;
@@ -78,10 +79,11 @@ impl Engine {
         }
     }
 
-    /// One step: drain, guess, schedule, forward, sample, emit.
+    /// One step: drain, refuse, guess, schedule, forward, sample, emit.
     pub fn step(&mut self) -> StepOutcome {
         self.admit_arrivals();
         self.drop_cancelled();
+        self.refuse_overdue();
         let started_at = Instant::now();
         self.guess_tokens();
         let plan = self.scheduler.schedule(&self.admission.blocks);
@@ -132,6 +134,24 @@ impl Engine {
         }
     }
 
+    /// Ends sequences whose turn did not come in time. Those that have run are not among them, nor are the later choices
+    /// of a request that has: it was served in time.
+    fn refuse_overdue(&mut self) {
+        let num_waiting = self.scheduler.waiting().len();
+        let now = Instant::now();
+        let mut overdue = Vec::new();
+        for sequence in self.scheduler.waiting() {
+            let first = self.generations.get(&sequence.leader.unwrap_or(sequence.id));
+            let Some(first) = first.filter(|first| !first.has_started) else { continue };
+            if let Some(error) = self.admission.check_wait(now - first.arrived_at, num_waiting) {
+                overdue.push((sequence.id, error));
+            }
+        }
+        for (id, error) in overdue {
+            self.refuse(id, error);
+        }
+    }
+
     /// Tells streams and metrics what the plan decided.
     fn announce(&mut self, plan: &StepPlan, now: Instant) {
         for id in &plan.admitted {
@@ -146,8 +166,9 @@ impl Engine {
         self.metrics.preemptions.inc_by(plan.preempted.len() as u64);
     }
 
-    /// Runs the planned chunks as one packed batch; logits `[L, V]` of the chunks that end in a token to sample.
+    /// Copies what the plan shares, then runs its chunks as one packed batch; logits `[L, V]` of the chunks that end in a token to sample.
     fn forward(&mut self, plan: &StepPlan) -> candle_core::Result<Tensor> {
+        self.kv.copy_blocks(&plan.copies).map_err(candle_core::Error::wrap)?;
         let batch = self.pack(plan);
         self.model.forward(&batch, &mut self.kv)
     }
@@ -268,6 +289,16 @@ impl Engine {
         self.admission.forget(id);
     }
 
+    /// Ends a sequence that never ran.
+    fn refuse(&mut self, id: SequenceId, error: RequestError) {
+        self.scheduler.remove(id, &self.admission.blocks);
+        if let Some(generation) = self.generations.remove(&id) {
+            generation.send(SequenceEvent::Refused { error });
+            self.metrics.rejected(Rejection::QueueTimeout).inc();
+        }
+        self.admission.forget(id);
+    }
+
     /// Ends a sequence by a fault; the message reaches its client.
     fn fail(&mut self, id: SequenceId, message: String) {
         tracing::error!(id = id.0, message, "sequence failed");
@@ -310,11 +341,10 @@ impl Engine {
         };
         let elapsed = started_at.elapsed();
         step.observe(elapsed.as_secs_f64());
-        let num_tokens: usize = plan.chunks.iter().map(|chunk| chunk.num_scheduled).sum();
         if !has(Phase::Prefill) {
-            self.step_cost.observe(num_tokens, elapsed);
+            self.step_cost.observe(plan.num_tokens(), elapsed);
         }
-        self.metrics.tokens_processed.inc_by(num_tokens as u64);
+        self.metrics.tokens_processed.inc_by(plan.num_tokens() as u64);
     }
 
     /// What admission and scrapes see until the next step.
@@ -330,6 +360,9 @@ impl Engine {
         self.metrics.sequences_running.set(status.num_running as i64);
         self.metrics.sequences_waiting.set(status.num_waiting as i64);
         self.metrics.blocks_used.set(usage.num_used as i64);
+        let block_bytes = self.kv.layout().block_bytes();
+        self.metrics.kv_used_bytes.set((usage.num_used * block_bytes) as i64);
+        self.metrics.prefix_cached_bytes.set((usage.num_cached * block_bytes) as i64);
         self.metrics.prefix_lookups.inc_by(usage.num_lookups - self.last_usage.num_lookups);
         self.metrics.prefix_hits.inc_by(usage.num_hits - self.last_usage.num_hits);
         self.metrics.prefix_evictions.inc_by(usage.num_evictions - self.last_usage.num_evictions);

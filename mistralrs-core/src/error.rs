@@ -63,8 +63,8 @@ pub enum LoadError {
     Tensor(#[from] candle_core::Error),
 }
 
-/// Why a request was not accepted. Nothing was started.
-#[derive(Debug, thiserror::Error, PartialEq)]
+/// Why a request was not accepted, or not served after all. Nothing was started.
+#[derive(Debug, Clone, thiserror::Error, PartialEq)]
 pub enum RequestError {
     /// A parameter is out of its range.
     #[error("{message}")]
@@ -99,6 +99,16 @@ pub enum RequestError {
     QueueFull {
         /// Requests waiting.
         num_waiting: usize,
+        /// A guess when there will be room.
+        retry_after_seconds: u64,
+    },
+    /// Its turn did not come within the queue's deadline.
+    #[error(
+        "the request waited {waited_seconds} s for its turn, which is the limit; try again in {retry_after_seconds} s"
+    )]
+    QueueTimeout {
+        /// How long it waited.
+        waited_seconds: u64,
         /// A guess when there will be room.
         retry_after_seconds: u64,
     },

@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use crate::error::RequestError;
 use crate::request::FinishReason;
 use crate::sampling::{Sampled, Sampler};
 use crate::speculation::Speculation;
 
-/// What the engine tells the response task of one choice. Ends with `Finished` or `Failed`.
+/// What the engine tells the response task of one choice. Ends with `Finished`, `Refused` or `Failed`.
 #[derive(Debug)]
 pub(crate) enum SequenceEvent {
     /// The sequence was admitted for the first time.
@@ -20,6 +21,8 @@ pub(crate) enum SequenceEvent {
     Token(Sampled),
     /// The end; an end token is counted but not sent.
     Finished { reason: FinishReason, num_completion_tokens: usize },
+    /// The end of one that never ran.
+    Refused { error: RequestError },
     /// The end, by a fault.
     Failed { message: String },
 }

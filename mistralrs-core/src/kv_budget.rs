@@ -41,14 +41,6 @@ pub(crate) fn num_blocks(
     Ok(num_blocks.min(u32::MAX as usize / layout.block_size))
 }
 
-/// Memory the system says can be had without swapping; `None` where it does not say.
-pub(crate) fn free_memory_bytes() -> Option<usize> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    let kilobytes: usize = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
-}
-
 #[cfg(test)]
 mod tests {
     use mistralrs_paged_attn::KvDType;

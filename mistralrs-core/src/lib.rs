@@ -11,6 +11,7 @@ pub mod config;
 pub mod detokenizer;
 mod engine;
 pub mod error;
+mod free_memory;
 mod generation;
 mod kv_budget;
 pub mod layers;
@@ -31,4 +32,6 @@ pub use error::{LoadError, RequestError};
 pub use metrics::EngineMetrics;
 pub use model::Model;
 pub use model_router::ModelRouter;
-pub use request::{FinishReason, GenerateRequest, Prompt, SamplingParams, StopConditions, TextEvent, TextStream};
+pub use request::{
+    FinishReason, GenerateRequest, Priority, Prompt, SamplingParams, StopConditions, TextEvent, TextStream,
+};

@@ -24,6 +24,9 @@ pub struct EngineMetrics {
     sequences_rejected: IntCounterVec,
     blocks_used: IntGaugeVec,
     blocks_total: IntGaugeVec,
+    kv_used_bytes: IntGaugeVec,
+    kv_capacity_bytes: IntGaugeVec,
+    prefix_cached_bytes: IntGaugeVec,
     prefix_lookups: IntCounterVec,
     prefix_hits: IntCounterVec,
     prefix_evictions: IntCounterVec,
@@ -67,11 +70,17 @@ impl EngineMetrics {
             ),
             sequences_rejected: count(
                 "mistralrs_sequences_rejected_total",
-                "Sequences refused at admission, by reason",
+                "Sequences refused before their first step, by reason",
                 &["model", "reason"],
             ),
             blocks_used: level("mistralrs_kv_cache_blocks_used", "KV blocks held by sequences"),
             blocks_total: level("mistralrs_kv_cache_blocks_total", "KV blocks in all"),
+            kv_used_bytes: level("mistralrs_kv_cache_used_bytes", "Bytes of the KV blocks held by sequences"),
+            kv_capacity_bytes: level("mistralrs_kv_cache_capacity_bytes", "Bytes of all KV blocks"),
+            prefix_cached_bytes: level(
+                "mistralrs_prefix_cache_bytes",
+                "Bytes of KV blocks that no sequence holds, kept for their contents",
+            ),
             prefix_lookups: total(
                 "mistralrs_prefix_cache_lookups_total",
                 "Full prompt blocks looked up in the prefix cache",
@@ -109,6 +118,9 @@ impl EngineMetrics {
             rejected: Rejection::ALL.map(|reason| by_reason(&self.sequences_rejected, reason.as_str())),
             blocks_used: self.blocks_used.with_label_values(&labels),
             blocks_total: self.blocks_total.with_label_values(&labels),
+            kv_used_bytes: self.kv_used_bytes.with_label_values(&labels),
+            kv_capacity_bytes: self.kv_capacity_bytes.with_label_values(&labels),
+            prefix_cached_bytes: self.prefix_cached_bytes.with_label_values(&labels),
             prefix_lookups: self.prefix_lookups.with_label_values(&labels),
             prefix_hits: self.prefix_hits.with_label_values(&labels),
             prefix_evictions: self.prefix_evictions.with_label_values(&labels),
@@ -119,22 +131,24 @@ impl EngineMetrics {
     }
 }
 
-/// Why a request was refused at admission.
+/// Why a request was refused before its first step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rejection {
     QueueFull,
     TooLong,
     ShuttingDown,
+    QueueTimeout,
 }
 
 impl Rejection {
-    const ALL: [Self; 3] = [Self::QueueFull, Self::TooLong, Self::ShuttingDown];
+    const ALL: [Self; 4] = [Self::QueueFull, Self::TooLong, Self::ShuttingDown, Self::QueueTimeout];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::QueueFull => "queue_full",
             Self::TooLong => "too_long",
             Self::ShuttingDown => "shutting_down",
+            Self::QueueTimeout => "queue_timeout",
         }
     }
 }
@@ -153,9 +167,12 @@ pub(crate) struct ModelMetrics {
     pub sequences_waiting: IntGauge,
     pub sequences_capacity: IntGauge,
     completed: [IntCounter; 4],
-    rejected: [IntCounter; 3],
+    rejected: [IntCounter; 4],
     pub blocks_used: IntGauge,
     pub blocks_total: IntGauge,
+    pub kv_used_bytes: IntGauge,
+    pub kv_capacity_bytes: IntGauge,
+    pub prefix_cached_bytes: IntGauge,
     pub prefix_lookups: IntCounter,
     pub prefix_hits: IntCounter,
     pub prefix_evictions: IntCounter,

@@ -10,22 +10,22 @@ use mistralrs_paged_attn::{BlockManager, KvCache, KvLayout, PrefixHash, PrefixSa
 use tokenizers::Tokenizer;
 use tokio::sync::watch;
 
-use crate::admission::{Admission, NewSequence};
+use crate::admission::{Admission, NewSequence, QueueLimits};
 use crate::config::{EngineConfig, ModelSource};
 use crate::detokenizer::{Detokenizer, TextStart, Vocabulary};
 use crate::engine::Engine;
 use crate::error::{LoadError, RequestError};
 use crate::generation::{Generation, event_channel};
-use crate::kv_budget;
 use crate::loader::{self, LoadedModel, ModelDescription, chat_template::ChatTemplate};
 use crate::metrics::{EngineMetrics, ModelMetrics, Rejection};
 use crate::models::{CausalLm, ModelShape, StepBatch};
-use crate::request::{ChatPrompt, GenerateRequest, Prompt};
+use crate::request::{ChatPrompt, GenerateRequest, MAX_CACHE_SALT_BYTES, Priority, Prompt};
 use crate::sampling::{ChoiceSeed, Sampler, validate_logprobs};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::sequence::{Sequence, SequenceId};
 use crate::speculation::Speculation;
 use crate::stream::{ChoiceStream, TextStream};
+use crate::{free_memory, kv_budget};
 
 pub use crate::admission::EngineStatus;
 
@@ -85,6 +85,8 @@ pub enum SpecialTokens {
 struct Prepared {
     token_ids: Vec<u32>,
     block_hashes: Vec<PrefixHash>,
+    salt: PrefixSalt,
+    priority: Priority,
     samplers: Vec<Sampler>,
     max_new_tokens: usize,
     stop_token_ids: Arc<BTreeSet<u32>>,
@@ -124,19 +126,27 @@ impl Model {
             block_size: config.block_size,
             dtype: config.kv_dtype,
         };
-        let num_blocks = kv_budget::num_blocks(config, &layout, max_model_len, kv_budget::free_memory_bytes())?;
+        layout.validate().map_err(|error| LoadError::Config(format!("{error} (--pa-cache-type)")))?;
+        let num_blocks = kv_budget::num_blocks(config, &layout, max_model_len, free_memory::free_bytes())?;
         let mut kv = KvCache::new(layout, num_blocks)
             .map_err(|error| LoadError::Config(format!("{error}; lower --pa-memory-mb or --max-seqs")))?;
         warm_up(&*loaded.model, &mut kv)?;
 
         let blocks = Arc::new(BlockManager::new(num_blocks, config.block_size, config.enable_prefix_cache));
-        let admission = Arc::new(Admission::new(blocks, config.max_waiting_requests, config.max_num_seqs));
+        let limits = QueueLimits {
+            max_waiting: config.max_waiting_requests,
+            max_num_seqs: config.max_num_seqs,
+            timeout: config.queue_timeout,
+        };
+        let admission = Arc::new(Admission::new(blocks, limits));
         let model_metrics = metrics.for_model(&id);
         model_metrics.sequences_capacity.set(config.max_num_seqs as i64);
         model_metrics.blocks_total.set(num_blocks as i64);
+        model_metrics.kv_capacity_bytes.set((num_blocks * layout.block_bytes()) as i64);
         let scheduler = Scheduler::new(SchedulerConfig {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
+            priority_aging: config.priority_aging,
         });
         let shared = Arc::clone(&admission);
         let engine = Engine::new(loaded.model, kv, scheduler, shared, model_metrics.clone(), config.max_draft_tokens);
@@ -262,13 +272,15 @@ impl ModelInner {
         request.sampling.validate(self.shape.vocab_size)?;
         request.stop.validate()?;
         validate_logprobs(request.logprobs)?;
+        validate_cache_salt(request.cache_salt.as_deref())?;
         let text_start = match request.prompt {
             Prompt::Chat(_) => TextStart::Beginning,
             Prompt::Text(_) | Prompt::Tokens(_) => TextStart::AfterPrompt,
         };
         let token_ids = self.encode_prompt(request.prompt)?;
         let max_new_tokens = self.max_new_tokens(token_ids.len(), request.max_tokens)?;
-        let block_hashes = self.admission.blocks.hash_blocks(&token_ids, &PrefixSalt::default());
+        let salt = PrefixSalt { tenant: request.cache_salt.unwrap_or_default(), ..PrefixSalt::default() };
+        let block_hashes = self.admission.blocks.hash_blocks(&token_ids, &salt);
         let seed = request.sampling.seed.or(self.config.seed).unwrap_or_else(rand::random);
         let samplers = (0..request.num_choices as u64)
             .map(|choice| Sampler::new(&request.sampling, ChoiceSeed { seed, choice }, request.logprobs, &token_ids))
@@ -279,7 +291,18 @@ impl ModelInner {
         }
         let stop_token_ids = Arc::new(stop_token_ids);
         let stop_strings = request.stop.strings;
-        Ok(Prepared { token_ids, block_hashes, samplers, max_new_tokens, stop_token_ids, stop_strings, text_start })
+        let priority = request.priority;
+        Ok(Prepared {
+            token_ids,
+            block_hashes,
+            salt,
+            priority,
+            samplers,
+            max_new_tokens,
+            stop_token_ids,
+            stop_strings,
+            text_start,
+        })
     }
 
     /// Hands the choices to the engine and keeps their ends of the channels.
@@ -295,12 +318,17 @@ impl ModelInner {
             let detokenizer =
                 Detokenizer::new(Arc::clone(&self.vocabulary), &prepared.stop_strings, prepared.text_start);
             choices.push(ChoiceStream::new(receiver, Arc::clone(&cancelled), detokenizer));
-            let sequence = Sequence::new(
-                SequenceId(leader.0 + index as u64),
-                (index > 0).then_some(leader),
-                prepared.token_ids.clone(),
-                prepared.block_hashes.clone(),
-            );
+            let sequence = Sequence {
+                priority: prepared.priority,
+                salt: prepared.salt.clone(),
+                max_num_tokens: num_prompt_tokens + prepared.max_new_tokens,
+                ..Sequence::new(
+                    SequenceId(leader.0 + index as u64),
+                    (index > 0).then_some(leader),
+                    prepared.token_ids.clone(),
+                    prepared.block_hashes.clone(),
+                )
+            };
             let generation = Generation {
                 sampler,
                 max_new_tokens: prepared.max_new_tokens,
@@ -376,9 +404,20 @@ impl ModelInner {
             RequestError::QueueFull { .. } => Rejection::QueueFull,
             RequestError::TooLong { .. } => Rejection::TooLong,
             RequestError::ShuttingDown => Rejection::ShuttingDown,
+            // `QueueTimeout` is counted by the engine: it comes after submission.
             _ => return,
         };
         self.metrics.rejected(reason).inc();
+    }
+}
+
+fn validate_cache_salt(salt: Option<&str>) -> Result<(), RequestError> {
+    match salt.map(str::len) {
+        None | Some(1..=MAX_CACHE_SALT_BYTES) => Ok(()),
+        Some(num_bytes) => Err(invalid(
+            "cache_salt",
+            format!("`cache_salt` has {num_bytes} bytes; expected 1 to {MAX_CACHE_SALT_BYTES}, or none at all"),
+        )),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::error::RequestError;
+
 /// One request for text: a prompt, how to sample, when to stop.
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
@@ -17,6 +19,51 @@ pub struct GenerateRequest {
     pub stop: StopConditions,
     /// `Some(k)`: report each token's log-probability and those of the k likeliest tokens.
     pub logprobs: Option<usize>,
+    /// Where it stands in line.
+    pub priority: Priority,
+    /// Keeps its prompt's KV from being shared with requests of another salt: a tenant's name or a secret. `None`: shared
+    /// with all that have none. At most [`MAX_CACHE_SALT_BYTES`].
+    pub cache_salt: Option<String>,
+}
+
+/// Bytes of a [`GenerateRequest::cache_salt`]: room for any id or digest, and no more to hash.
+pub const MAX_CACHE_SALT_BYTES: usize = 256;
+
+/// A request's class: lower is served earlier, 0 is where requests stand that say nothing.
+///
+/// Classes age, so that the lowest is served in the end: see
+/// [`EngineConfig::priority_aging`](crate::EngineConfig::priority_aging).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Priority(i8);
+
+impl Priority {
+    /// The most urgent class. The range bounds how long the least urgent one can wait for it.
+    pub const MIN: i64 = -100;
+    /// The least urgent class.
+    pub const MAX: i64 = 100;
+
+    /// The class of this number.
+    ///
+    /// # Errors
+    /// [`RequestError::Invalid`] outside of [`Self::MIN`] to [`Self::MAX`].
+    pub fn new(priority: i64) -> Result<Self, RequestError> {
+        match i8::try_from(priority) {
+            Ok(class) if (Self::MIN..=Self::MAX).contains(&priority) => Ok(Self(class)),
+            _ => Err(RequestError::Invalid {
+                param: "priority",
+                message: format!(
+                    "`priority` is {priority}; expected {} to {}, where lower is served earlier",
+                    Self::MIN,
+                    Self::MAX
+                ),
+            }),
+        }
+    }
+
+    /// Its number.
+    pub fn get(self) -> i64 {
+        self.0.into()
+    }
 }
 
 /// The text or tokens to continue.
@@ -134,7 +181,7 @@ pub struct TokenLogprob {
     pub top: Vec<TokenLogprob>,
 }
 
-/// What a [`TextStream`] yields. Every choice ends in `Finished` or `Failed`, exactly once.
+/// What a [`TextStream`] yields. Every choice ends in `Finished`, `Refused` or `Failed`, exactly once.
 #[derive(Debug, Clone)]
 pub enum TextEvent {
     /// More text of one choice. `text` may be empty where only logprobs or token counts advance.
@@ -154,6 +201,13 @@ pub enum TextEvent {
         reason: FinishReason,
         /// Tokens generated, an end token included.
         num_completion_tokens: usize,
+    },
+    /// The choice was refused after it had waited: nothing of it ran.
+    Refused {
+        /// Which of the `num_choices`.
+        choice: usize,
+        /// Why.
+        error: RequestError,
     },
     /// The choice failed; the message is fit for the client.
     Failed {

@@ -2,6 +2,8 @@
 
 use mistralrs_paged_attn::{BlockTable, PrefixHash, PrefixSalt};
 
+use crate::request::Priority;
+
 /// Numbers sequences in order of arrival: a smaller id came first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
@@ -13,10 +15,14 @@ pub struct Sequence {
     pub id: SequenceId,
     /// The first choice of the same request, if this is a later one: its prompt's blocks are worth waiting for.
     pub leader: Option<SequenceId>,
+    /// Its class.
+    pub priority: Priority,
     /// Prompt, then output.
     pub token_ids: Vec<u32>,
     /// How many of `token_ids` are prompt.
     pub num_prompt_tokens: usize,
+    /// How many `token_ids` can become at most; `usize::MAX` where nobody knows.
+    pub max_num_tokens: usize,
     /// Of `token_ids`, how many have KV.
     pub num_computed: usize,
     /// Of the prompt, how many came from the prefix cache when the sequence was last admitted.
@@ -32,17 +38,22 @@ pub struct Sequence {
     /// Guesses of the tokens to come, for this step: they run beside the newest token and are verified. Written by the
     /// engine before each plan, cut by the scheduler to what fits.
     pub draft: Vec<u32>,
+    /// Whether it has lost its blocks before: what it holds next is computed for the second time at least.
+    pub was_preempted: bool,
 }
 
 impl Sequence {
-    /// A sequence that has not run. `block_hashes` are those of the prompt's full blocks.
+    /// A sequence that has not run, of the default class, salt and length. `block_hashes` are those of the prompt's
+    /// full blocks.
     pub fn new(id: SequenceId, leader: Option<SequenceId>, prompt: Vec<u32>, block_hashes: Vec<PrefixHash>) -> Self {
         let num_prompt_tokens = prompt.len();
         Self {
             id,
             leader,
+            priority: Priority::default(),
             token_ids: prompt,
             num_prompt_tokens,
+            max_num_tokens: usize::MAX,
             num_computed: 0,
             num_cached: 0,
             block_table: BlockTable::default(),
@@ -50,6 +61,7 @@ impl Sequence {
             salt: PrefixSalt::default(),
             num_published: 0,
             draft: Vec::new(),
+            was_preempted: false,
         }
     }
 

@@ -116,6 +116,10 @@ impl TextStream {
                 self.push_delta(choice, rest, Vec::new());
                 self.end(choice, reason, num_completion_tokens);
             }
+            Some(SequenceEvent::Refused { error }) => {
+                self.choices[choice].has_ended = true;
+                self.ready.push_back(TextEvent::Refused { choice, error });
+            }
             Some(SequenceEvent::Failed { message }) => self.fail(choice, message),
         }
     }

@@ -13,10 +13,10 @@ use mistralrs_core::config::KvDType;
 use mistralrs_core::loader::{LoadedModel, ModelDescription};
 use mistralrs_core::models::{CausalLm, ModelShape, StepBatch};
 use mistralrs_core::{
-    EngineConfig, EngineMetrics, FinishReason, GenerateRequest, Model, Prompt, RequestError, SamplingParams,
-    StopConditions, TextEvent, TextStream,
+    EngineConfig, EngineMetrics, FinishReason, GenerateRequest, LoadError, Model, Priority, Prompt, RequestError,
+    SamplingParams, StopConditions, TextEvent, TextStream,
 };
-use mistralrs_paged_attn::{KvCache, KvLayout};
+use mistralrs_paged_attn::{KvCache, KvLayout, RaggedBatch};
 use mistralrs_telemetry::registry::Registry;
 use tokenizers::Tokenizer;
 
@@ -24,12 +24,13 @@ const VOCAB_SIZE: usize = 64;
 const EOS: u32 = 63;
 const BLOCK_SIZE: usize = 4;
 const CONTEXT: usize = 256;
+const HEAD_SIZE: usize = 2;
 
-/// Its "KV" is the token itself, kept by slot. Logits are a hash of everything the block table leads to, so that a wrong
-/// slot, a stale block or a mixed-up table changes the output.
+/// Its KV is the token itself: keys say a token's position, values its id. Logits are a hash of everything that attention
+/// reads back through the block table, so that a wrong slot, a stale block, a block that was not copied or a mixed-up
+/// table changes the output.
 struct HashModel {
     shape: ModelShape,
-    slots: std::cell::RefCell<Vec<u32>>,
     faults: Arc<Faults>,
 }
 
@@ -64,29 +65,30 @@ impl CausalLm for HashModel {
         &self.shape
     }
 
-    fn forward(&self, batch: &StepBatch, _kv: &mut KvCache) -> candle_core::Result<Tensor> {
+    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<Tensor> {
         self.faults.num_steps.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(self.faults.step_ms.load(Ordering::Relaxed) as u64));
         assert!(!self.faults.panic_next.swap(false, Ordering::Relaxed), "asked to panic");
-        let mut slots = self.slots.borrow_mut();
-        for (&slot, &token_id) in batch.ragged.slot_mapping.iter().zip(&batch.token_ids) {
-            let slot = slot as usize;
-            if slots.len() <= slot {
-                slots.resize(slot + 1, 0);
-            }
-            slots[slot] = token_id;
-        }
+        let pairs = |pair: &dyn Fn(usize) -> [f32; 2]| {
+            let elements: Vec<f32> = (0..batch.token_ids.len()).flat_map(pair).collect();
+            Tensor::from_vec(elements, (batch.token_ids.len(), 1, HEAD_SIZE), &Device::Cpu).unwrap()
+        };
+        // A query of position p scores p * i - i * i / 2 at position i, which is highest at i = p.
+        let keys = pairs(&|token| {
+            let position = batch.positions[token] as f32;
+            [position, -position * position / 2.0]
+        });
+        let values = pairs(&|token| [batch.token_ids[token] as f32, 0.0]);
+        kv.write(0, &keys, &values, &batch.ragged).unwrap();
         let mut logits = Vec::new();
         for &row in &batch.logit_rows {
             let sequence = batch.ragged.query_offsets.iter().rposition(|&offset| offset <= row).unwrap();
-            let table = &batch.ragged.block_tables[sequence * batch.ragged.max_blocks..];
-            let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-            let end = batch.positions[row as usize] as usize + 1;
+            // A guess sees what comes before it, not the guesses after it.
+            let num_known = batch.positions[row as usize] as usize + 1;
             let memory = self.faults.memory.load(Ordering::Relaxed);
-            for position in end.saturating_sub(memory)..end {
-                let slot = table[position / BLOCK_SIZE] as usize * BLOCK_SIZE + position % BLOCK_SIZE;
-                hash = (hash ^ u64::from(slots[slot])).wrapping_mul(0x100_0000_01b3);
-            }
+            let hash = read_back(kv, &batch.ragged, sequence)[num_known.saturating_sub(memory)..num_known]
+                .iter()
+                .fold(0xcbf2_9ce4_8422_2325_u64, |hash, token_id| (hash ^ token_id).wrapping_mul(0x100_0000_01b3));
             logits.extend((0..VOCAB_SIZE as u64).map(|token| {
                 let mixed = (hash ^ token).wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 (mixed >> 40) as f32 / (1 << 22) as f32
@@ -97,6 +99,25 @@ impl CausalLm for HashModel {
         }
         Tensor::from_vec(logits, (batch.logit_rows.len(), VOCAB_SIZE), &Device::Cpu)
     }
+}
+
+/// The token ids of `sequence` as the cache has them, each by a query of its position that sees nothing else.
+fn read_back(kv: &KvCache, step: &RaggedBatch, sequence: usize) -> Vec<u64> {
+    let num_tokens = step.context_len(sequence);
+    let block_table = step.block_table(sequence);
+    let slot =
+        |position: usize| block_table[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32;
+    let batch = RaggedBatch {
+        query_offsets: vec![0, num_tokens as u32],
+        context_lens: vec![num_tokens as u32],
+        slot_mapping: (0..num_tokens).map(slot).collect(),
+        block_tables: block_table.to_vec(),
+        max_blocks: step.max_blocks,
+    };
+    let queries: Vec<f32> = (0..num_tokens).flat_map(|position| [position as f32, 1.0]).collect();
+    let queries = Tensor::from_vec(queries, (num_tokens, 1, HEAD_SIZE), &Device::Cpu).unwrap();
+    let read = kv.attend(0, &queries, &batch, 1000.0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    read.chunks_exact(HEAD_SIZE).map(|value| value[0] as u64).collect()
 }
 
 /// Token `i` is the letter of code `b'0' + i`, the last one the end token.
@@ -133,28 +154,37 @@ fn config() -> EngineConfig {
 }
 
 /// An engine whose KV cache holds `num_blocks` blocks.
-fn start(num_blocks: usize, mut config: EngineConfig) -> Bench {
+fn start(num_blocks: usize, config: EngineConfig) -> Bench {
+    try_start(num_blocks, config).unwrap()
+}
+
+fn try_start(num_blocks: usize, mut config: EngineConfig) -> Result<Bench, LoadError> {
     let shape = ModelShape {
         num_layers: 1,
         num_kv_heads: 1,
-        head_size: 1,
+        head_size: HEAD_SIZE,
         vocab_size: VOCAB_SIZE,
         max_position_embeddings: CONTEXT,
     };
     let faults = Arc::new(Faults::default());
     let loaded = LoadedModel {
-        model: Box::new(HashModel { shape, slots: Vec::new().into(), faults: Arc::clone(&faults) }),
+        model: Box::new(HashModel { shape, faults: Arc::clone(&faults) }),
         tokenizer: tokenizer(),
         chat_template: None,
         eos_token_ids: BTreeSet::from([EOS]),
         description: ModelDescription::default(),
     };
     let registry = Registry::new();
-    let layout =
-        KvLayout { num_layers: 1, num_kv_heads: 1, head_size: 1, block_size: BLOCK_SIZE, dtype: config.kv_dtype };
+    let layout = KvLayout {
+        num_layers: 1,
+        num_kv_heads: 1,
+        head_size: HEAD_SIZE,
+        block_size: BLOCK_SIZE,
+        dtype: config.kv_dtype,
+    };
     config.kv_memory_bytes = Some(num_blocks * layout.block_bytes());
-    let model = Model::start("hash".into(), loaded, &config, &EngineMetrics::register(&registry)).unwrap();
-    Bench { model, faults, registry }
+    let model = Model::start("hash".into(), loaded, &config, &EngineMetrics::register(&registry))?;
+    Ok(Bench { model, faults, registry })
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
@@ -165,6 +195,8 @@ fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         stop: StopConditions { ignore_eos: true, ..StopConditions::default() },
         logprobs: None,
+        priority: Priority::default(),
+        cache_salt: None,
     }
 }
 
@@ -177,6 +209,7 @@ async fn collect(mut stream: TextStream) -> Vec<(String, String)> {
             TextEvent::Finished { choice, reason, num_completion_tokens } => {
                 (choice, String::new(), format!("{} {num_completion_tokens}", reason.as_str()))
             }
+            TextEvent::Refused { choice, error } => (choice, String::new(), format!("refused: {error}")),
             TextEvent::Failed { choice, message } => (choice, String::new(), format!("failed: {message}")),
         };
         choices.resize(choices.len().max(choice + 1), Default::default());
@@ -223,6 +256,7 @@ fn mixed_requests() -> Vec<GenerateRequest> {
         if index % 5 == 0 {
             request.num_choices = 3;
         }
+        request.priority = Priority::new(index as i64 % 4 - 2).unwrap();
         requests.push(request);
     }
     requests
@@ -256,6 +290,98 @@ async fn requests_together_give_what_each_gives_alone_under_preemption_and_prefi
     let bench = together_as_alone(48, true).await;
     assert!(counter(&bench, "mistralrs_paged_preemptions_total") > 0, "48 blocks do not hold eight of these");
     assert!(counter(&bench, "mistralrs_prefix_cache_hits_total") > 0, "some prompts share 23 tokens");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_together_give_what_each_gives_alone_under_preemption_without_a_prefix_cache() {
+    let bench = together_as_alone(48, false).await;
+    assert!(counter(&bench, "mistralrs_paged_preemptions_total") > 0, "48 blocks do not hold eight of these");
+}
+
+#[tokio::test]
+async fn a_prompt_of_another_salt_is_not_shared() {
+    let bench = start(100, config());
+    let salted = |salt: &str| GenerateRequest { cache_salt: Some(salt.to_owned()), ..request(&[7; 21], 2) };
+    let mut num_cached = Vec::new();
+    for request in [request(&[7; 21], 2), salted("ann"), salted("ben"), salted("ann"), request(&[7; 21], 2)] {
+        let mut stream = bench.model.generate(request).await.unwrap();
+        while stream.next().await.is_some() {}
+        num_cached.push(stream.usage().num_cached_tokens);
+    }
+    assert_eq!(num_cached, [0, 0, 0, 20, 20]);
+    for salt in [String::new(), "a".repeat(257)] {
+        let refused = bench.model.generate(salted(&salt)).await.err().unwrap().to_string();
+        assert!(refused.contains(&format!("`cache_salt` has {} bytes; expected 1 to 256", salt.len())), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn an_urgent_request_is_served_before_those_that_wait() {
+    let bench = start(100, EngineConfig { max_num_seqs: 1, ..config() });
+    bench.faults.step_ms.store(5, Ordering::Relaxed);
+    let mut streams = Vec::new();
+    for priority in [0, 0, 0, -1] {
+        let request = GenerateRequest { priority: Priority::new(priority).unwrap(), ..request(&[1], 3) };
+        streams.push(bench.model.generate(request).await.unwrap());
+        while bench.model.status().num_running == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    let (order, ends) = std::sync::mpsc::sync_channel(4);
+    let readers: Vec<_> = streams
+        .into_iter()
+        .enumerate()
+        .map(|(index, stream)| {
+            let order = order.clone();
+            tokio::spawn(async move {
+                collect(stream).await;
+                order.send(index).unwrap();
+            })
+        })
+        .collect();
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    drop(order);
+    assert_eq!(ends.iter().collect::<Vec<_>>(), [0, 3, 1, 2]);
+    let refused = Priority::new(1000).unwrap_err().to_string();
+    assert_eq!(refused, "`priority` is 1000; expected -100 to 100, where lower is served earlier");
+}
+
+#[tokio::test]
+async fn a_request_whose_turn_does_not_come_in_time_is_refused() {
+    let timeout = Duration::from_millis(30);
+    let bench = start(100, EngineConfig { max_num_seqs: 1, queue_timeout: Some(timeout), ..config() });
+    bench.faults.step_ms.store(10, Ordering::Relaxed);
+    let running = tokio::spawn(collect(bench.model.generate(request(&[1], 20)).await.unwrap()));
+    while bench.model.status().num_running == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let choices = GenerateRequest { num_choices: 2, ..request(&[2], 3) };
+    let refused = collect(bench.model.generate(choices).await.unwrap()).await;
+    for (text, end) in refused {
+        assert_eq!(text, "");
+        assert_eq!(end, "refused: the request waited 0 s for its turn, which is the limit; try again in 2 s");
+    }
+    assert_eq!(running.await.unwrap()[0].1, "length 20", "what runs is not held to the deadline");
+    assert_eq!(counter(&bench, "mistralrs_sequences_rejected_total"), 2);
+    settle(&bench).await;
+}
+
+#[tokio::test]
+async fn later_choices_of_a_request_that_runs_are_not_held_to_the_deadline() {
+    let timeout = Duration::from_millis(30);
+    let bench = start(100, EngineConfig { max_num_seqs: 1, queue_timeout: Some(timeout), ..config() });
+    bench.faults.step_ms.store(10, Ordering::Relaxed);
+    let ends = run(&bench, GenerateRequest { num_choices: 3, ..request(&[2], 8) }).await;
+    assert_eq!(ends.into_iter().map(|(_, end)| end).collect::<Vec<_>>(), ["length 8"; 3]);
+}
+
+#[tokio::test]
+async fn kv_that_the_models_heads_do_not_fit_is_refused_with_what_would_work() {
+    let error = try_start(10, EngineConfig { kv_dtype: KvDType::Q8_0, ..config() }).err().unwrap().to_string();
+    assert!(error.contains("a multiple of 32, the model's is 2; it can have f16, bf16, f32"), "{error}");
+    assert!(error.contains("--pa-cache-type"), "{error}");
 }
 
 #[tokio::test]
@@ -391,7 +517,9 @@ async fn seeds_reproduce_and_choices_differ() {
     sampled.sampling = SamplingParams { seed: Some(99), ..SamplingParams::default() };
     sampled.num_choices = 3;
     let first = run(&bench, sampled.clone()).await;
-    assert_eq!(first, run(&bench, sampled).await);
+    assert_eq!(first, run(&bench, sampled.clone()).await);
+    let unshared = start(200, EngineConfig { enable_prefix_cache: false, ..config() });
+    assert_eq!(first, run(&unshared, sampled).await);
     assert!(first[0] != first[1] && first[1] != first[2]);
 }
 

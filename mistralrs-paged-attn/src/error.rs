@@ -42,6 +42,22 @@ pub enum AttentionError {
     /// The batch description contradicts itself or the cache.
     #[error("ragged batch: {0}")]
     Batch(#[from] BatchError),
+    /// Heads of this size cannot be stored in elements of this type.
+    #[error("KV in {} needs a head size that is a multiple of 32, the model's is {head_size}; it can have {}", dtype.as_str(), types_for(*head_size))]
+    HeadSize {
+        /// Asked for.
+        dtype: crate::KvDType,
+        /// The model's.
+        head_size: usize,
+    },
+    /// A copy names a block that the cache does not have.
+    #[error("copy of {:?} to {:?} in a cache of {num_blocks} blocks", copy.from, copy.to)]
+    Copy {
+        /// Asked for.
+        copy: crate::BlockCopy,
+        /// Of the cache.
+        num_blocks: usize,
+    },
     /// The cache's shape has a zero in it, or more slots than a slot number can say.
     #[error("a KV cache cannot have {num_blocks} blocks of {layout:?}")]
     Layout {
@@ -114,4 +130,10 @@ pub enum BatchError {
         /// By the block table, or the end of the cache if the slot is past it.
         expected: usize,
     },
+}
+
+/// The element types that store heads of `head_size`.
+fn types_for(head_size: usize) -> String {
+    let fitting = crate::KvDType::ALL.into_iter().filter(|dtype| dtype.fits(head_size));
+    fitting.map(crate::KvDType::as_str).collect::<Vec<_>>().join(", ")
 }

@@ -22,7 +22,7 @@ pub mod prefix_cache;
 pub mod reference;
 
 pub use attention::RaggedBatch;
-pub use block_manager::{BlockId, BlockManager, BlockTable, BlockUsage, OutOfBlocks};
+pub use block_manager::{BlockCopy, BlockId, BlockManager, BlockTable, BlockUsage, CachedPrefix, OutOfBlocks};
 pub use cache::{KvCache, KvDType, KvLayout};
 pub use error::{AttentionError, BatchError};
 pub use prefix_cache::{PrefixHash, PrefixSalt};

@@ -9,20 +9,31 @@ use std::collections::HashMap;
 use crate::block_manager::BlockId;
 
 /// Separates these hashes from any other use of BLAKE3; the number changes with what is hashed.
-const ROOT_CONTEXT: &str = "mistralrs-paged-attn 2026 prefix hash root 1";
+const ROOT_CONTEXT: &str = "mistralrs-paged-attn 2026 prefix hash root 2";
 
 /// Chained content hash of a block: parent hash, tokens, salt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PrefixHash(pub(crate) [u8; 32]);
 
-/// Keeps prefixes apart that must not be shared: adapter and tenant.
+/// Keeps prefixes apart that must not be shared. Empty where there is nothing to tell apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PrefixSalt(pub Vec<u8>);
+pub struct PrefixSalt {
+    /// The adapter that computes the KV: another one's differs for the same tokens.
+    pub adapter: String,
+    /// Whose tokens they are: timing must not tell one tenant what another one has asked.
+    pub tenant: String,
+}
 
 impl PrefixHash {
     /// The parent of every first block under `salt`.
     fn root(salt: &PrefixSalt) -> Self {
-        Self(blake3::derive_key(ROOT_CONTEXT, &salt.0))
+        let mut hasher = blake3::Hasher::new_derive_key(ROOT_CONTEXT);
+        for part in [&salt.adapter, &salt.tenant] {
+            // With its length, or the end of one could pass for the beginning of the other.
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        Self(hasher.finalize().into())
     }
 
     /// The hash of a full block of `tokens` that follows the block of this hash.
@@ -76,10 +87,15 @@ impl PrefixCache {
 
     /// The blocks of the longest cached run that starts at the first hash.
     pub(crate) fn find(&mut self, hashes: &[PrefixHash]) -> Vec<BlockId> {
-        let blocks: Vec<_> = hashes.iter().map_while(|hash| self.block_of.get(hash).copied()).collect();
+        let blocks: Vec<_> = self.blocks_of(hashes).collect();
         self.num_lookups += hashes.len() as u64;
         self.num_hits += blocks.len() as u64;
         blocks
+    }
+
+    /// The same, without counting a lookup.
+    pub(crate) fn blocks_of(&self, hashes: &[PrefixHash]) -> impl Iterator<Item = BlockId> {
+        hashes.iter().map_while(|hash| self.block_of.get(hash).copied())
     }
 
     /// Makes `block` findable. Where another block already has this content, that one stays the one that is shared.
@@ -206,26 +222,33 @@ impl LruList {
 mod tests {
     use super::*;
 
-    fn hashes(tokens: &[u32], salt: &[u8]) -> Vec<PrefixHash> {
+    fn salted(tokens: &[u32], adapter: &str, tenant: &str) -> Vec<PrefixHash> {
         let mut hashes = Vec::new();
-        extend_hashes(&mut hashes, tokens, 2, &PrefixSalt(salt.to_vec()));
+        let salt = PrefixSalt { adapter: adapter.to_owned(), tenant: tenant.to_owned() };
+        extend_hashes(&mut hashes, tokens, 2, &salt);
         hashes
+    }
+
+    fn hashes(tokens: &[u32]) -> Vec<PrefixHash> {
+        salted(tokens, "", "")
     }
 
     #[test]
     fn a_hash_covers_the_whole_prefix_and_the_salt() {
-        let base = hashes(&[1, 2, 3, 4], b"");
-        assert_eq!(base, hashes(&[1, 2, 3, 4], b""));
-        let other_start = hashes(&[1, 9, 3, 4], b"");
+        let base = hashes(&[1, 2, 3, 4]);
+        assert_eq!(base, hashes(&[1, 2, 3, 4]));
+        let other_start = hashes(&[1, 9, 3, 4]);
         assert_ne!(base[0], other_start[0]);
         assert_ne!(base[1], other_start[1], "equal tokens after an unequal prefix are another block");
-        assert_ne!(base[0], hashes(&[1, 2], b"tenant")[0]);
-        assert_ne!(hashes(&[7, 7, 7, 7], b"")[0], hashes(&[7, 7, 7, 7], b"")[1], "position is part of the content");
+        assert_ne!(base[0], salted(&[1, 2], "", "tenant")[0]);
+        assert_ne!(base[0], salted(&[1, 2], "adapter", "")[0]);
+        assert_ne!(salted(&[1, 2], "ab", "c"), salted(&[1, 2], "a", "bc"), "the parts do not run together");
+        assert_ne!(hashes(&[7, 7, 7, 7])[0], hashes(&[7, 7, 7, 7])[1], "position is part of the content");
     }
 
     #[test]
     fn only_full_blocks_are_hashed_and_growing_gives_the_same_hashes() {
-        let whole = hashes(&[1, 2, 3, 4, 5], b"");
+        let whole = hashes(&[1, 2, 3, 4, 5]);
         assert_eq!(whole.len(), 2);
         let mut grown = Vec::new();
         for end in 0..=5 {
@@ -238,7 +261,7 @@ mod tests {
     #[test]
     fn eviction_takes_the_longest_unheld_block_first() {
         let mut cache = PrefixCache::new(4);
-        for (block, hash) in hashes(&[1, 2, 3, 4, 5, 6], b"").into_iter().enumerate() {
+        for (block, hash) in hashes(&[1, 2, 3, 4, 5, 6]).into_iter().enumerate() {
             cache.publish(BlockId(block as u32), hash);
             cache.retire(BlockId(block as u32));
         }

@@ -141,6 +141,9 @@ struct EngineFlags {
     /// Tokens one step computes at most; more is throughput, fewer smoother streams [default: 512]
     #[arg(long, global = true, value_name = "N")]
     max_num_batched_tokens: Option<NonZeroUsize>,
+    /// Seconds a request may wait for its first step before it is answered 503; 0 is no limit [default: 300]
+    #[arg(long, global = true, value_name = "SECONDS")]
+    queue_timeout_secs: Option<u64>,
     /// Tokens of prompt and answer together, if fewer than the model's own limit
     #[arg(long, global = true, value_name = "N")]
     max_model_len: Option<NonZeroUsize>,
@@ -249,6 +252,7 @@ impl EngineFlags {
         set(layer, "engine.seed", self.seed);
         set(layer, "engine.max_seqs", self.max_seqs);
         set(layer, "engine.max_num_batched_tokens", self.max_num_batched_tokens);
+        set(layer, "engine.queue_timeout_secs", self.queue_timeout_secs);
         set(layer, "engine.max_model_len", self.max_model_len);
         set(layer, "engine.max_draft_tokens", self.max_draft_tokens);
         set(layer, "engine.prefix_cache_n", self.prefix_cache_n);

@@ -154,6 +154,7 @@ impl ApiError {
             Self::Request(RequestError::UnknownModel { .. }) | Self::NoModel => Some("model_not_found"),
             Self::Request(RequestError::TooLong { .. }) => Some("context_length_exceeded"),
             Self::Request(RequestError::QueueFull { .. }) => Some("queue_full"),
+            Self::Request(RequestError::QueueTimeout { .. }) => Some("queue_timeout"),
             Self::Request(RequestError::ShuttingDown) | Self::Interrupted => Some("shutting_down"),
             Self::Loading => Some("model_loading"),
             Self::Unauthorized(_) => Some("invalid_api_key"),
@@ -168,7 +169,10 @@ impl ApiError {
     /// When trying again may help.
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
-            Self::Request(RequestError::QueueFull { retry_after_seconds, .. }) => Some((*retry_after_seconds).max(1)),
+            Self::Request(
+                RequestError::QueueFull { retry_after_seconds, .. }
+                | RequestError::QueueTimeout { retry_after_seconds, .. },
+            ) => Some((*retry_after_seconds).max(1)),
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(RETRY_AFTER_SECONDS),
             _ => None,
         }
@@ -182,7 +186,9 @@ fn request_status(error: &RequestError) -> StatusCode {
         | RequestError::Template(_)
         | RequestError::NoChatTemplate => StatusCode::BAD_REQUEST,
         RequestError::UnknownModel { .. } => StatusCode::NOT_FOUND,
-        RequestError::QueueFull { .. } | RequestError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        RequestError::QueueFull { .. } | RequestError::QueueTimeout { .. } | RequestError::ShuttingDown => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
     }
 }
 
@@ -222,6 +228,7 @@ mod tests {
             .into(),
             RequestError::Invalid { param: "top_p", message: "top_p must be above 0".into() }.into(),
             RequestError::QueueFull { num_waiting: 256, retry_after_seconds: 3 }.into(),
+            RequestError::QueueTimeout { waited_seconds: 300, retry_after_seconds: 4 }.into(),
             RequestError::ShuttingDown.into(),
             ApiError::invalid("messages[0].content", "expected a string"),
             ApiError::Json("EOF while parsing a value at line 1 column 0".into()),
@@ -241,6 +248,8 @@ mod tests {
         {"error":{"message":"top_p must be above 0","type":"invalid_request_error","param":"top_p","code":null}}
         503 Service Unavailable Retry-After: 3
         {"error":{"message":"256 requests are waiting, which is the limit; try again in 3 s","type":"server_error","param":null,"code":"queue_full"}}
+        503 Service Unavailable Retry-After: 4
+        {"error":{"message":"the request waited 300 s for its turn, which is the limit; try again in 4 s","type":"server_error","param":null,"code":"queue_timeout"}}
         503 Service Unavailable Retry-After: 1
         {"error":{"message":"the server is shutting down","type":"server_error","param":null,"code":"shutting_down"}}
         400 Bad Request

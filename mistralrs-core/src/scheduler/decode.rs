@@ -1,4 +1,4 @@
-//! Decodes: one token for each sequence whose prompt is done, preempting the newest when blocks run out.
+//! Decodes: one token for each sequence whose prompt is done, preempting the last in line when blocks run out.
 
 use mistralrs_paged_attn::BlockManager;
 
@@ -6,11 +6,11 @@ use super::{Phase, ScheduledChunk, Scheduler, StepPlan};
 use crate::sequence::Sequence;
 
 impl Scheduler {
-    /// Gives every decoding sequence a slot for its newest token, oldest first, and for its guesses where blocks and
-    /// budget are left: no guess costs another sequence anything.
-    pub(super) fn plan_decodes(&mut self, blocks: &BlockManager, plan: &mut StepPlan, budget: &mut usize) {
+    /// Gives every decoding sequence a slot for its newest token, the first in line first, and for its guesses where
+    /// blocks and budget are left: no guess costs another sequence anything.
+    pub(super) fn plan_decodes(&mut self, blocks: &BlockManager, plan: &mut StepPlan) {
         let num_decodes = self.running.iter().filter(|sequence| sequence.is_decoding()).count();
-        let mut spare = budget.saturating_sub(num_decodes);
+        let mut spare = self.config.max_num_batched_tokens.saturating_sub(num_decodes);
         let mut at = 0;
         while at < self.running.len() {
             if !self.running[at].is_decoding() {
@@ -30,23 +30,23 @@ impl Scheduler {
                 });
                 at += 1;
             } else {
-                // The newest may be this very sequence: then the loop ends, since it stood last.
-                self.preempt_newest(blocks, plan);
+                // The last in line may be this very sequence: then the loop ends.
+                self.preempt_last(blocks, plan);
             }
         }
-        *budget = budget.saturating_sub(plan.chunks.iter().map(|chunk| chunk.num_scheduled).sum());
     }
 
-    /// Takes the blocks of the newest running sequence; it recomputes when it is admitted again.
-    fn preempt_newest(&mut self, blocks: &BlockManager, plan: &mut StepPlan) {
+    /// Takes the blocks of the last running sequence in line, the newest of the lowest class; it recomputes when it is
+    /// admitted again. Nobody after it in line runs, so its own place is where it waits.
+    fn preempt_last(&mut self, blocks: &BlockManager, plan: &mut StepPlan) {
         let Some(mut sequence) = self.running.pop() else { return };
         blocks.release(std::mem::take(&mut sequence.block_table));
         sequence.num_computed = 0;
         sequence.num_published = 0;
         sequence.draft.clear();
+        sequence.was_preempted = true;
         plan.preempted.push(sequence.id);
-        // It came before everything that never ran, so the front keeps the order of arrival.
-        self.waiting.push_front(sequence);
+        self.waiting.insert(self.rank(&sequence), sequence);
     }
 }
 

@@ -1,18 +1,30 @@
 //! Decides, once per step, which sequences run and how many tokens each computes.
 //!
-//! Owns the queues, borrows the [`BlockManager`], never sees a tensor or the clock. First come, first
-//! served: a sequence is admitted only after all that came before it, and the newest gives way when blocks run out.
+//! Owns the queues, borrows the [`BlockManager`], never sees a tensor or the clock. There is one line, by priority
+//! and arrival with aging: sequences are admitted in its order, and the last of those that run gives way when blocks
+//! run out.
+//!
+//! What holds in every step: each decoding sequence computes its token, unless it is preempted; the first prompt in line
+//! computes its share ([`PREFILL_SHARE`]); and a sequence that was preempted comes back only once there is room for
+//! the progress that pays for computing it again ([`READMISSION_COST`]).
+//!
+//! **Never** here: preempting a sequence so that a more urgent one is admitted. It would throw computed tokens away
+//! for a wait that is bounded by the length of an answer.
 
 mod decode;
 mod prefill;
+mod rank;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap};
 
-use mistralrs_paged_attn::BlockManager;
+use mistralrs_paged_attn::{BlockCopy, BlockManager};
 
 use crate::sequence::{Sequence, SequenceId};
+use rank::Rank;
+
+pub use prefill::{PREFILL_SHARE, READMISSION_COST};
 
 /// The limits of one step.
 #[derive(Debug, Clone, Copy)]
@@ -21,17 +33,30 @@ pub struct SchedulerConfig {
     pub max_num_seqs: usize,
     /// Tokens one step may compute over all sequences. More: throughput. Fewer: inter-token latency.
     pub max_num_batched_tokens: usize,
+    /// Later arrivals of the next more urgent class that may pass a waiting sequence; twice as many of the class above
+    /// that, and so on. 0: priorities have no effect.
+    pub priority_aging: usize,
 }
 
 /// What one step runs.
 #[derive(Debug, Default)]
 pub struct StepPlan {
-    /// Decodes first, then prefill chunks, each in order of arrival.
+    /// Decodes first, then prefill chunks, each by their place in line.
     pub chunks: Vec<ScheduledChunk>,
+    /// Blocks whose contents must be in another one as well before anything is computed: the partly filled last blocks
+    /// of prompts that several choices share.
+    pub copies: Vec<BlockCopy>,
     /// Sequences admitted for this step, fresh or after preemption.
     pub admitted: Vec<SequenceId>,
     /// Sequences that lost their blocks and wait again.
     pub preempted: Vec<SequenceId>,
+}
+
+impl StepPlan {
+    /// Tokens of all chunks.
+    pub fn num_tokens(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.num_scheduled).sum()
+    }
 }
 
 /// Tokens of one sequence that run in this step.
@@ -58,35 +83,35 @@ pub enum Phase {
     Decode,
 }
 
-/// The queues. `running` and `waiting` are each in order of arrival.
+/// The line: those that run, and those that wait.
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
+    /// By rank.
     running: Vec<Sequence>,
-    waiting: VecDeque<Sequence>,
+    waiting: BTreeMap<Rank, Sequence>,
+    /// Of every sequence in either queue.
+    ranks: HashMap<SequenceId, Rank>,
 }
 
 impl Scheduler {
     /// Empty queues.
     pub fn new(config: SchedulerConfig) -> Self {
-        Self { config, running: Vec::new(), waiting: VecDeque::new() }
+        Self { config, running: Vec::new(), waiting: BTreeMap::new(), ranks: HashMap::new() }
     }
 
-    /// Puts a new sequence behind all others.
+    /// Puts a new sequence where its priority and its id say.
     pub fn enqueue(&mut self, sequence: Sequence) {
-        self.waiting.push_back(sequence);
+        let rank = self.rank(&sequence);
+        self.ranks.insert(sequence.id, rank);
+        self.waiting.insert(rank, sequence);
     }
 
     /// Plans one step: decodes first, so that admitted streams keep flowing; prefills share the rest.
     pub fn schedule(&mut self, blocks: &BlockManager) -> StepPlan {
         let mut plan = StepPlan::default();
-        let mut budget = self.config.max_num_batched_tokens;
-        self.plan_decodes(blocks, &mut plan, &mut budget);
-        self.continue_prefills(&mut plan, &mut budget);
-        // Admitting right after preempting would hand the freed blocks to newcomers and thrash.
-        if plan.preempted.is_empty() {
-            self.admit_prefills(blocks, &mut plan, &mut budget);
-        }
+        self.plan_decodes(blocks, &mut plan);
+        self.plan_prefills(blocks, &mut plan);
         plan
     }
 
@@ -108,12 +133,11 @@ impl Scheduler {
 
     /// Ends a sequence wherever it is; its blocks are free when this returns.
     pub fn remove(&mut self, id: SequenceId, blocks: &BlockManager) -> Option<Sequence> {
-        let mut sequence = if let Some(at) = self.position(id) {
-            self.running.remove(at)
-        } else {
-            let at = self.waiting.iter().position(|sequence| sequence.id == id)?;
-            self.waiting.remove(at)?
+        let mut sequence = match self.position(id) {
+            Some(at) => self.running.remove(at),
+            None => self.waiting.remove(self.ranks.get(&id)?)?,
         };
+        self.ranks.remove(&id);
         blocks.release(std::mem::take(&mut sequence.block_table));
         Some(sequence)
     }
@@ -121,12 +145,13 @@ impl Scheduler {
     /// Ends all sequences.
     pub fn clear(&mut self, blocks: &BlockManager) {
         self.waiting.clear();
+        self.ranks.clear();
         for sequence in self.running.drain(..) {
             blocks.release(sequence.block_table);
         }
     }
 
-    /// Sequences in the batch, in order of arrival.
+    /// Sequences in the batch, by their place in line.
     pub fn running(&self) -> &[Sequence] {
         &self.running
     }
@@ -141,9 +166,9 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.iter().all(Sequence::is_decoding)
     }
 
-    /// Sequences waiting, in order of arrival; preempted ones are among them.
+    /// Sequences waiting, by their place in line; preempted ones are among them.
     pub fn waiting(&self) -> impl ExactSizeIterator<Item = &Sequence> {
-        self.waiting.iter()
+        self.waiting.values()
     }
 
     /// A running sequence.
@@ -156,9 +181,14 @@ impl Scheduler {
         self.position(id).map(|at| &mut self.running[at])
     }
 
-    /// Where `id` runs: the batch is in order of arrival.
+    /// Where `id` runs.
     fn position(&self, id: SequenceId) -> Option<usize> {
-        self.running.binary_search_by_key(&id, |sequence| sequence.id).ok()
+        let rank = self.ranks.get(&id)?;
+        self.running.binary_search_by_key(rank, |sequence| self.rank(sequence)).ok()
+    }
+
+    fn rank(&self, sequence: &Sequence) -> Rank {
+        Rank::of(sequence, self.config.priority_aging)
     }
 
     /// Whether nothing is running or waiting.
@@ -166,20 +196,22 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Every block is accounted for, and both queues are in order of arrival.
+    /// Every block is accounted for, and both queues are in line.
     ///
     /// # Panics
     /// If not.
     pub fn check_invariants(&self, blocks: &BlockManager) {
         let tables: Vec<_> = self.running.iter().map(|sequence| &sequence.block_table).collect();
         blocks.check_invariants(&tables);
-        assert!(self.running.is_sorted_by_key(|sequence| sequence.id), "running is in order of arrival");
-        assert!(self.waiting.iter().is_sorted_by_key(|sequence| sequence.id), "waiting is in order of arrival");
+        assert!(self.running.is_sorted_by(|a, b| self.rank(a) < self.rank(b)), "running is in line");
         assert!(self.running.len() <= self.config.max_num_seqs, "the batch has a limit");
-        for sequence in &self.waiting {
+        assert_eq!(self.ranks.len(), self.running.len() + self.waiting.len(), "everyone has one place");
+        for (rank, sequence) in &self.waiting {
+            assert_eq!((*rank, Some(rank)), (self.rank(sequence), self.ranks.get(&sequence.id)), "waiting is in line");
             assert!(sequence.block_table.blocks().is_empty(), "waiting sequences hold no blocks");
         }
         for sequence in &self.running {
+            assert_eq!(self.ranks.get(&sequence.id), Some(&self.rank(sequence)), "who runs is found by id");
             let capacity = sequence.block_table.blocks().len() * blocks.block_size();
             assert!(sequence.num_computed <= capacity, "computed tokens have slots");
             assert!(sequence.num_computed <= sequence.token_ids.len(), "only known tokens have KV");

@@ -292,12 +292,13 @@ impl<E: KvElement> Step<'_, E> {
     }
 
     fn group(&self, block_table: &[u32], kv_head: usize, index: usize) -> Group<'_, E> {
-        let PoolGeometry { head_size, block_size, num_groups, .. } = *self.storage.geometry();
-        let (block, in_block) = (index / num_groups, index % num_groups * LANES);
+        let PoolGeometry { block_size, num_groups, group_len, row_len, .. } = *self.storage.geometry();
+        let (block, group) = (index / num_groups, index % num_groups);
+        let in_block = group * LANES;
         let head = self.storage.head_block(self.layer, block_table[block], kv_head);
         Group {
-            keys: &head.keys[in_block * head_size..][..LANES * head_size],
-            values: &head.values[in_block * padded(head_size)..],
+            keys: &head.keys[group * group_len..][..group_len],
+            values: &head.values[in_block * row_len..],
             first_token: block * block_size + in_block,
             num_lanes: LANES.min(block_size - in_block),
         }

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use half::f16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -8,9 +8,9 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::cache::{KvRows, KvStorage};
-use crate::kernels::Isa;
+use crate::kernels::{Isa, Q8};
 use crate::reference::ReferenceCache;
-use crate::{KvDType, KvLayout};
+use crate::{BlockCopy, BlockId, KvLayout};
 
 #[derive(Debug, Clone, Copy)]
 struct Shape {
@@ -21,9 +21,13 @@ struct Shape {
 }
 
 impl Shape {
-    fn layout(&self) -> KvLayout {
+    fn layout<E: KvElement>(&self) -> KvLayout {
         let Self { num_kv_heads, head_size, block_size, .. } = *self;
-        KvLayout { num_layers: 1, num_kv_heads, head_size, block_size, dtype: KvDType::F32 }
+        KvLayout { num_layers: 1, num_kv_heads, head_size, block_size, dtype: E::DTYPE }
+    }
+
+    fn geometry<E: KvElement>(&self) -> PoolGeometry {
+        PoolGeometry::new::<E>(&self.layout::<E>()).unwrap()
     }
 
     fn scale(&self) -> f32 {
@@ -124,12 +128,18 @@ impl World {
     }
 
     fn by_reference(&self, steps: &[Step]) -> Vec<Vec<f32>> {
-        let Shape { num_heads, num_kv_heads, .. } = self.shape;
-        let mut cache = ReferenceCache::new(&self.shape.layout(), self.num_blocks);
+        self.by_reference_of(steps, <[f32]>::to_vec)
+    }
+
+    /// The reference's answer for keys and values that were rounded, head by head, before it got them.
+    fn by_reference_of(&self, steps: &[Step], round: impl Fn(&[f32]) -> Vec<f32>) -> Vec<Vec<f32>> {
+        let Shape { num_heads, num_kv_heads, head_size, .. } = self.shape;
+        let mut cache = ReferenceCache::new(&self.shape.layout::<f32>(), self.num_blocks);
+        let round_heads = |rows: &[f32]| rows.chunks(head_size).flat_map(&round).collect::<Vec<_>>();
         self.collect(steps, |step, batch| {
             let key = self.rows(step, num_kv_heads, |tokens| &tokens.key);
             let value = self.rows(step, num_kv_heads, |tokens| &tokens.value);
-            cache.write(&key, &value, batch);
+            cache.write(&round_heads(&key), &round_heads(&value), batch);
             cache.attend(&self.rows(step, num_heads, |tokens| &tokens.query), num_heads, batch, self.shape.scale())
         })
     }
@@ -140,8 +150,7 @@ impl World {
     }
 
     fn storage<E: KvElement>(&self, isa: Isa) -> CpuStorage<E> {
-        let geometry = PoolGeometry::new(&self.shape.layout()).unwrap();
-        let mut storage = CpuStorage::new(geometry, self.num_blocks).unwrap();
+        let mut storage = CpuStorage::new(self.shape.geometry::<E>(), self.num_blocks).unwrap();
         storage.use_isa(isa);
         storage
     }
@@ -198,15 +207,46 @@ fn largest_difference(left: &[Vec<f32>], right: &[Vec<f32>]) -> f32 {
     pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |most, difference| if difference <= most { most } else { difference })
 }
 
+/// What kernels may differ from the reference by that has the same KV: sums in f32 instead of f64.
+const ARITHMETIC: f32 = 1e-4;
+
 fn check_against_reference(world: &World, steps: &[Step]) -> Result<(), TestCaseError> {
-    let expected = world.by_reference(steps);
-    for isa in Isa::all() {
-        let exact = largest_difference(&world.by_kernel::<f32>(steps, isa, 2), &expected);
-        prop_assert!(exact <= 1e-4, "{isa:?} f32 differs by {exact}");
-        let half = largest_difference(&world.by_kernel::<f16>(steps, isa, 2), &expected);
-        prop_assert!(half <= 1e-3, "{isa:?} f16 differs by {half}");
+    let exact = world.by_reference(steps);
+    check_element::<f32>(world, steps, &exact, ARITHMETIC)?;
+    check_element::<f16>(world, steps, &exact, 1e-3)?;
+    check_element::<bf16>(world, steps, &exact, 1e-2)?;
+    if Q8::DTYPE.fits(world.shape.head_size) {
+        check_element::<Q8>(world, steps, &exact, 1e-2)?;
     }
     Ok(())
+}
+
+/// Kernels over KV in `E` against the reference: within `tolerance` of the answer for KV as it came, and within
+/// [`ARITHMETIC`] of that for KV as it was stored.
+fn check_element<E: KvElement>(
+    world: &World,
+    steps: &[Step],
+    exact: &[Vec<f32>],
+    tolerance: f32,
+) -> Result<(), TestCaseError> {
+    let stored = world.by_reference_of(steps, stored_values::<E>);
+    for isa in Isa::all() {
+        let found = world.by_kernel::<E>(steps, isa, 2);
+        let (of_exact, of_stored) = (largest_difference(&found, exact), largest_difference(&found, &stored));
+        prop_assert!(of_exact <= tolerance, "{isa:?} {} differs by {of_exact}", E::DTYPE.as_str());
+        prop_assert!(of_stored <= ARITHMETIC, "{isa:?} {} computes {of_stored} beside", E::DTYPE.as_str());
+    }
+    Ok(())
+}
+
+/// One head's values as a pool gives them back: through attention of one token, whose weight is 1.
+fn stored_values<E: KvElement>(values: &[f32]) -> Vec<f32> {
+    let shape = Shape { num_heads: 1, num_kv_heads: 1, head_size: values.len(), block_size: LANES };
+    let zeroes = vec![0.0; values.len()];
+    let tokens = Tokens { len: 1, query: zeroes.clone(), key: zeroes, value: values.to_vec() };
+    let world = World { shape, sequences: vec![tokens], tables: vec![vec![0]], num_blocks: 1 };
+    let portable = *Isa::all().last().expect("portable code runs everywhere");
+    world.by_kernel::<E>(&world.at_once(), portable, 1).remove(0)
 }
 
 fn check_bits(left: &[Vec<f32>], right: &[Vec<f32>], what: &str) {
@@ -223,7 +263,7 @@ proptest! {
     fn agrees_with_the_reference_on_any_shape(
         num_kv_heads in 1..4_usize,
         group_size in prop::sample::select(vec![1, 2, 3, 4, 7, 8]),
-        head_size in prop::sample::select(vec![8, 33, 64, 80, 128]),
+        head_size in prop::sample::select(vec![8, 32, 33, 64, 80, 96, 128]),
         block_size in prop_oneof![1..65_usize, Just(16), Just(32)],
         lens in prop::collection::vec(1..90_usize, 1..4),
         max_chunk in 1..90_usize,
@@ -247,25 +287,31 @@ fn agrees_with_the_reference_over_many_spans() {
 #[test]
 fn a_token_has_the_same_bits_however_its_sequence_is_cut_and_whatever_runs_beside_it() {
     for (shape, seed) in [(SMOL, 2), (ODD, 3)] {
-        let mut world = World::random(shape, &[290, 1, 77], seed);
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        for isa in Isa::all() {
-            let expected = world.by_kernel::<f16>(&world.at_once(), isa, 1);
-            let check = |steps: &[Step], num_threads, what: &str| {
-                check_bits(&world.by_kernel::<f16>(steps, isa, num_threads), &expected, &format!("{isa:?} {what}"));
-            };
-            for max_chunk in [16, 77, 290] {
-                check(&world.in_chunks(max_chunk, &mut rng), 1, "in chunks");
-            }
-            let alone: Vec<Step> = world.at_once()[0].iter().map(|part| vec![part.clone()]).collect();
-            check(&alone, 1, "each alone");
-            let token_by_token: Vec<Step> = (0..3)
-                .flat_map(|sequence| (0..world.sequences[sequence].len).map(move |at| vec![(sequence, at..at + 1)]))
-                .collect();
-            check(&token_by_token, 2, "token by token, alone");
-            world.shuffle_blocks(&mut rng);
-            check_bits(&world.by_kernel::<f16>(&world.at_once(), isa, 1), &expected, "in other blocks");
+        check_bits_of_cuts::<f16>(shape, seed);
+    }
+    check_bits_of_cuts::<bf16>(ODD, 4);
+    check_bits_of_cuts::<Q8>(SMOL, 5);
+}
+
+fn check_bits_of_cuts<E: KvElement>(shape: Shape, seed: u64) {
+    let mut world = World::random(shape, &[290, 1, 77], seed);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    for isa in Isa::all() {
+        let expected = world.by_kernel::<E>(&world.at_once(), isa, 1);
+        let check = |steps: &[Step], num_threads, what: &str| {
+            check_bits(&world.by_kernel::<E>(steps, isa, num_threads), &expected, &format!("{isa:?} {what}"));
+        };
+        for max_chunk in [16, 77, 290] {
+            check(&world.in_chunks(max_chunk, &mut rng), 1, "in chunks");
         }
+        let alone: Vec<Step> = world.at_once()[0].iter().map(|part| vec![part.clone()]).collect();
+        check(&alone, 1, "each alone");
+        let token_by_token: Vec<Step> = (0..3)
+            .flat_map(|sequence| (0..world.sequences[sequence].len).map(move |at| vec![(sequence, at..at + 1)]))
+            .collect();
+        check(&token_by_token, 2, "token by token, alone");
+        world.shuffle_blocks(&mut rng);
+        check_bits(&world.by_kernel::<E>(&world.at_once(), isa, 1), &expected, "in other blocks");
     }
 }
 
@@ -283,7 +329,7 @@ fn a_token_has_the_same_bits_on_any_number_of_threads() {
 #[test]
 fn long_contexts_are_cut_for_idle_threads() {
     let world = World::random(SMOL, &[1100], 4);
-    let geometry = PoolGeometry::new(&SMOL.layout()).unwrap();
+    let geometry = SMOL.geometry::<f16>();
     let units = |step: Step, num_threads| {
         let plan = Plan::new(&world.batch(&step), &geometry, SMOL.num_heads, num_threads);
         (plan.tiles.len(), plan.units.len(), plan.num_partials)
@@ -297,28 +343,79 @@ fn long_contexts_are_cut_for_idle_threads() {
 
 #[test]
 fn what_is_not_read_does_not_matter() {
-    let world = World::random(ODD, &[100], 5);
+    check_unread::<f32>(ODD);
+    check_unread::<Q8>(SMOL);
+}
+
+fn check_unread<E: KvElement>(shape: Shape) {
+    let world = World::random(shape, &[100], 5);
     let steps = world.in_chunks(30, &mut ChaCha8Rng::seed_from_u64(5));
     for isa in Isa::all() {
-        let mut storage = world.storage::<f32>(isa);
-        let garbage = vec![f32::NAN; world.num_blocks * ODD.block_size * ODD.num_kv_heads * ODD.head_size];
+        let mut storage = world.storage::<E>(isa);
+        let garbage = vec![f32::NAN; world.num_blocks * shape.block_size * shape.num_kv_heads * shape.head_size];
         let everywhere = RaggedBatch {
-            slot_mapping: (0..(world.num_blocks * ODD.block_size) as u32).collect(),
+            slot_mapping: (0..(world.num_blocks * shape.block_size) as u32).collect(),
             ..RaggedBatch::default()
         };
         storage.write(0, &KvRows { key: &garbage, value: &garbage }, &everywhere);
         let found = world.by_storage(&steps, &mut storage, 2);
-        check_bits(&found, &world.by_kernel::<f32>(&steps, isa, 2), "a pool full of NaN");
+        check_bits(&found, &world.by_kernel::<E>(&steps, isa, 2), "a pool full of NaN");
     }
 }
 
 #[test]
 fn extreme_scores_and_values_stay_finite() {
+    check_extremes::<f16>(65504.0);
+    check_extremes::<bf16>(1e6);
+    check_extremes::<Q8>(1e6);
+}
+
+fn check_extremes<E: KvElement>(largest: f32) {
     let mut world = World::random(SMOL, &[70], 6);
     world.sequences[0].query.iter_mut().for_each(|element| *element *= 1e4);
     world.sequences[0].value.iter_mut().for_each(|element| *element *= 1e6);
     for isa in Isa::all() {
-        let found = world.by_kernel::<f16>(&world.at_once(), isa, 2);
-        assert!(found[0].iter().all(|element| element.abs() <= 65504.0 * 1.001), "{isa:?}");
+        let found = world.by_kernel::<E>(&world.at_once(), isa, 2);
+        assert!(found[0].iter().all(|element| element.abs() <= largest * 1.01), "{isa:?} {}", E::DTYPE.as_str());
     }
+}
+
+#[test]
+fn eight_bits_round_to_half_a_step_of_their_run() {
+    let run: Vec<f32> =
+        (0..64).map(|element| (element as f32 - 40.0) / if element < 32 { 1.0 } else { 1000.0 }).collect();
+    for (run, stored) in run.chunks(32).zip(stored_values::<Q8>(&run).chunks(32)) {
+        let largest = run.iter().fold(0.0_f32, |largest, element| largest.max(element.abs()));
+        for (element, stored) in run.iter().zip(stored) {
+            // Half a step, and what the scale lost as an f16.
+            assert!((element - stored).abs() <= largest / 127.0 * 0.5 + largest / 1024.0, "{element} became {stored}");
+        }
+    }
+    assert_eq!(stored_values::<Q8>(&[0.0; 32]), [0.0; 32]);
+    let mut broken = [1.0; 64];
+    broken[3] = f32::NAN;
+    let stored = stored_values::<Q8>(&broken);
+    assert!(stored[..32].iter().all(|element| element.is_nan()), "a broken model is seen");
+    assert_eq!(stored[32..], [1.0; 32]);
+}
+
+#[test]
+fn a_copied_block_reads_as_the_one_it_was_copied_from() {
+    check_copy::<f32>();
+    check_copy::<Q8>();
+}
+
+fn check_copy<E: KvElement>() {
+    let mut world = World::random(SMOL, &[3 * SMOL.block_size], 7);
+    let (prompt, rest) = (40, 40..48);
+    let mut storage = world.storage::<E>(Isa::best());
+    let expected = world.by_storage(&[vec![(0, 0..prompt)], vec![(0, rest.clone())]], &mut storage, 1);
+    let mut storage = world.storage::<E>(Isa::best());
+    let mut found = world.by_storage(&[vec![(0, 0..prompt)]], &mut storage, 1);
+    let from = world.tables[0][2];
+    let unused = (0..world.num_blocks as u32).find(|block| !world.tables[0].contains(block)).unwrap();
+    storage.copy_block(BlockCopy { from: BlockId(from), to: BlockId(unused) });
+    world.tables[0][2] = unused;
+    found[0].extend(world.by_storage(&[vec![(0, rest)]], &mut storage, 1).remove(0));
+    check_bits(&found, &expected, E::DTYPE.as_str());
 }

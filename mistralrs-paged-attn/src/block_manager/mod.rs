@@ -11,6 +11,8 @@ use mistralrs_telemetry::Mutex;
 
 use crate::prefix_cache::{self, PrefixCache, PrefixHash, PrefixSalt};
 
+#[cfg(all(test, feature = "shuttle"))]
+mod schedules;
 #[cfg(test)]
 mod tests;
 
@@ -56,6 +58,24 @@ pub struct OutOfBlocks {
     pub num_needed: usize,
     /// Blocks free or evictable.
     pub num_free: usize,
+}
+
+/// Contents that must be in two blocks: whoever owns the memory copies them before anything is written to either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Has them.
+    pub from: BlockId,
+    /// Gets them.
+    pub to: BlockId,
+}
+
+/// What the prefix cache has of a prompt.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CachedPrefix {
+    /// Blocks from the start.
+    pub num_blocks: usize,
+    /// Of these, held by nobody: adopting them takes so many from what is available.
+    pub num_unheld_blocks: usize,
 }
 
 /// A count of blocks by state, for metrics and admission.
@@ -152,6 +172,19 @@ impl BlockManager {
         }
     }
 
+    /// How long the longest cached prefix is. Changes nothing, so that whoever waits can ask in every step.
+    pub fn find_prefix(&self, hashes: &[PrefixHash]) -> CachedPrefix {
+        let Some(prefix_cache) = &self.prefix_cache else { return CachedPrefix::default() };
+        let prefix_cache = prefix_cache.lock();
+        let free_list = self.free_list.lock();
+        let mut found = CachedPrefix::default();
+        for block in prefix_cache.blocks_of(hashes) {
+            found.num_blocks += 1;
+            found.num_unheld_blocks += usize::from(free_list.num_references[block.index()] == 0);
+        }
+        found
+    }
+
     /// The longest cached prefix: its blocks, now shared by the returned table. They are full and must not be written.
     pub fn adopt_prefix(&self, hashes: &[PrefixHash]) -> BlockTable {
         let Some(prefix_cache) = &self.prefix_cache else { return BlockTable::default() };
@@ -164,6 +197,31 @@ impl BlockManager {
             }
         }
         BlockTable(blocks)
+    }
+
+    /// A second table over the first `num_tokens` of `table`. Full blocks are shared, now read-only for both; what is in a
+    /// last one that is partly filled goes into a block of its own, as the copy says. So either can grow on its own.
+    ///
+    /// # Errors
+    /// [`OutOfBlocks`], and no change, if that one block is not to be had.
+    ///
+    /// # Panics
+    /// If `table` does not hold `num_tokens`.
+    pub fn fork(&self, table: &BlockTable, num_tokens: usize) -> Result<(BlockTable, Option<BlockCopy>), OutOfBlocks> {
+        let num_full = num_tokens / self.block_size;
+        let mut forked = BlockTable(table.0[..num_full].to_vec());
+        {
+            let mut free_list = self.free_list.lock();
+            for block in &forked.0 {
+                free_list.add_reference(*block);
+            }
+        }
+        if let Err(error) = self.grow(&mut forked, num_tokens) {
+            self.release(forked);
+            return Err(error);
+        }
+        let copy = forked.0.get(num_full).map(|to| BlockCopy { from: table.0[num_full], to: *to });
+        Ok((forked, copy))
     }
 
     /// Makes block `index` of `table`, now full, findable under `hash`. Where another block has the same contents

@@ -135,6 +135,40 @@ fn nothing_is_shared_when_the_prefix_cache_is_off() {
 }
 
 #[test]
+fn a_fork_shares_full_blocks_and_copies_the_last() {
+    let manager = manager(6);
+    let mut prompt = Sequence::admit(&manager, &(0..10).collect::<Vec<_>>());
+    prompt.grow(&manager).unwrap();
+    let (mut partial, copy) = manager.fork(&prompt.table, 9).unwrap();
+    assert_eq!((ids(&prompt.table), ids(&partial)), (vec![0, 1, 2], vec![0, 1, 3]));
+    assert_eq!(copy, Some(BlockCopy { from: BlockId(2), to: BlockId(3) }));
+    let (full, copy) = manager.fork(&prompt.table, 8).unwrap();
+    assert_eq!((ids(&full), copy), (vec![0, 1], None));
+    manager.check_invariants(&[&prompt.table, &partial, &full]);
+    manager.grow(&mut partial, 6 * BLOCK_SIZE).unwrap_err();
+    manager.grow(&mut partial, 5 * BLOCK_SIZE).unwrap();
+    assert_eq!(manager.fork(&prompt.table, 9).unwrap_err(), OutOfBlocks { num_needed: 1, num_free: 0 });
+    manager.check_invariants(&[&prompt.table, &partial, &full]);
+    for table in [prompt.table, partial, full] {
+        manager.release(table);
+    }
+    manager.check_invariants(&[]);
+}
+
+#[test]
+fn looking_for_a_prefix_changes_nothing() {
+    let manager = manager(4);
+    run(&manager, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    let hashes = manager.hash_blocks(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9], &PrefixSalt::default());
+    let usage = manager.usage();
+    assert_eq!(manager.find_prefix(&hashes), CachedPrefix { num_blocks: 2, num_unheld_blocks: 2 });
+    assert_eq!(manager.usage(), usage);
+    let first = manager.adopt_prefix(&hashes[..1]);
+    assert_eq!(manager.find_prefix(&hashes), CachedPrefix { num_blocks: 2, num_unheld_blocks: 1 });
+    manager.release(first);
+}
+
+#[test]
 fn scrapes_and_growth_go_on_at_once() {
     let manager = Arc::new(manager(16));
     let workers: Vec<_> = (0..4_u32)
@@ -169,6 +203,10 @@ enum Operation {
     },
     Publish {
         sequence: usize,
+    },
+    Fork {
+        sequence: usize,
+        num_tokens: usize,
     },
     Release {
         sequence: usize,
@@ -205,6 +243,15 @@ fn apply(manager: &BlockManager, running: &mut Vec<Sequence>, operation: Operati
             let index = sequence % running.len();
             running[index].publish(manager);
         }
+        Operation::Fork { sequence, num_tokens } => {
+            let parent = &running[sequence % running.len()];
+            let tokens = parent.tokens[..num_tokens.min(parent.tokens.len())].to_vec();
+            if let Ok((table, copy)) = manager.fork(&parent.table, tokens.len()) {
+                assert_eq!(copy.is_some(), !tokens.len().is_multiple_of(BLOCK_SIZE));
+                let hashes = manager.hash_blocks(&tokens, &PrefixSalt::default());
+                running.push(Sequence { tokens, hashes, table, num_published: 0 });
+            }
+        }
         Operation::Release { sequence } => manager.release(running.swap_remove(sequence % running.len()).table),
     }
     manager.check_invariants(&running.iter().map(|sequence| &sequence.table).collect::<Vec<_>>());
@@ -225,10 +272,11 @@ fn a_hundred_thousand_random_operations_keep_the_invariants() {
     let mut running = Vec::new();
     for _ in 0..100_000 {
         let sequence = rng.random_range(0..64);
-        let operation = match rng.random_range(0..8) {
+        let operation = match rng.random_range(0..9) {
             0..=1 => Operation::Admit { family: rng.random_range(0..12), num_tokens: rng.random_range(1..32) },
             2..=3 => Operation::Append { sequence, num_tokens: rng.random_range(1..6) },
             4..=5 => Operation::Publish { sequence },
+            6 => Operation::Fork { sequence, num_tokens: rng.random_range(0..32) },
             _ => Operation::Release { sequence },
         };
         apply(&manager, &mut running, operation);
@@ -243,6 +291,7 @@ fn operations() -> impl Strategy<Value = Operation> {
         (0..6_u32, 1..24_usize).prop_map(|(family, num_tokens)| Operation::Admit { family, num_tokens }),
         (0..8_usize, 1..9_usize).prop_map(|(sequence, num_tokens)| Operation::Append { sequence, num_tokens }),
         (0..8_usize).prop_map(|sequence| Operation::Publish { sequence }),
+        (0..8_usize, 0..24_usize).prop_map(|(sequence, num_tokens)| Operation::Fork { sequence, num_tokens }),
         (0..8_usize).prop_map(|sequence| Operation::Release { sequence }),
     ]
 }

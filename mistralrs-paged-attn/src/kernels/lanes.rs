@@ -1,6 +1,6 @@
 //! [`LANES`] floats at once: what kernels are written in, and its plain form for any CPU.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::LANES;
 
@@ -17,6 +17,16 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// `from` must be readable for [`LANES`] floats, and the CPU have the features.
     unsafe fn load_half(from: *const f16) -> Self;
+    /// # Safety
+    /// `from` must be readable for [`LANES`] floats, and the CPU have the features.
+    unsafe fn load_brain(from: *const bf16) -> Self;
+    /// # Safety
+    /// `from` must be readable for [`LANES`] bytes, and the CPU have the features.
+    unsafe fn load_bytes(from: *const i8) -> Self;
+    /// All lanes the value at `from`.
+    /// # Safety
+    /// `from` must be readable, and the CPU have the features.
+    unsafe fn splat_half(from: *const f16) -> Self;
     /// # Safety
     /// `to` must be writable for [`LANES`] floats, and the CPU have the features.
     unsafe fn store(self, to: *mut f32);
@@ -56,6 +66,16 @@ impl Portable {
     }
 }
 
+/// The value of a half, without a branch, so that a row of them vectorizes where there is no conversion instruction.
+#[inline(always)]
+fn widen_half(half: u16) -> f32 {
+    let (sign, magnitude) = (u32::from(half & 0x8000) << 16, u32::from(half & 0x7fff) << 13);
+    // Moved into f32's fields the exponent is 112 too small; the multiplication also makes subnormals exact.
+    let finite = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
+    let bits = if half & 0x7c00 == 0x7c00 { magnitude | 0x7f80_0000 } else { finite };
+    f32::from_bits(bits | sign)
+}
+
 impl Lanes for Portable {
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -68,20 +88,28 @@ impl Lanes for Portable {
         Self(unsafe { *from.cast::<[f32; LANES]>() })
     }
 
-    /// Without a branch per lane, so that it vectorizes where there is no conversion instruction.
     #[inline(always)]
     unsafe fn load_half(from: *const f16) -> Self {
         // SAFETY: the caller promises `LANES` readable halves; f16 is a transparent u16.
-        let halves = unsafe { *from.cast::<[u16; LANES]>() };
-        let mut lanes = [0.0; LANES];
-        for (lane, half) in lanes.iter_mut().zip(halves) {
-            let (sign, magnitude) = (u32::from(half & 0x8000) << 16, u32::from(half & 0x7fff) << 13);
-            // Moved into f32's fields the exponent is 112 too small; the multiplication also makes subnormals exact.
-            let finite = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
-            let bits = if half & 0x7c00 == 0x7c00 { magnitude | 0x7f80_0000 } else { finite };
-            *lane = f32::from_bits(bits | sign);
-        }
-        Self(lanes)
+        Self(unsafe { *from.cast::<[u16; LANES]>() }.map(widen_half))
+    }
+
+    #[inline(always)]
+    unsafe fn load_brain(from: *const bf16) -> Self {
+        // SAFETY: the caller promises `LANES` readable floats; bf16 is a transparent u16, the upper half of an f32.
+        Self(unsafe { *from.cast::<[u16; LANES]>() }.map(|bits| f32::from_bits(u32::from(bits) << 16)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: the caller promises `LANES` readable bytes.
+        Self(unsafe { *from.cast::<[i8; LANES]>() }.map(f32::from))
+    }
+
+    #[inline(always)]
+    unsafe fn splat_half(from: *const f16) -> Self {
+        // SAFETY: the caller promises a readable half; f16 is a transparent u16.
+        Self([widen_half(unsafe { *from.cast::<u16>() }); LANES])
     }
 
     #[inline(always)]

@@ -6,17 +6,18 @@
 
 #![expect(clippy::inline_always, reason = "lanes are registers only inside a function with their target feature")]
 
+mod element;
 mod lanes;
 mod memory;
+mod q8;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-
-use lanes::{Lanes, Portable};
+pub(crate) use element::KvElement;
+use lanes::Portable;
 pub(crate) use memory::{ClaimedChunks, LazyPool};
+pub(crate) use q8::{Q8, RUN_LEN};
 
 /// Tokens whose keys sit side by side in memory, one per vector lane.
 pub(crate) const LANES: usize = 16;
@@ -29,62 +30,12 @@ const MAX_ROWS_AT_ONCE: usize = 6;
 /// A maximum below any score. Finite, so that `score - LOWEST` is never `-inf - -inf`.
 pub(crate) const LOWEST: f32 = f32::MIN;
 
-/// A storage type of KV.
-///
-/// # Safety
-/// Every bit pattern, all zeroes included, must be a valid value: pools start as zeroed pages.
-pub(crate) unsafe trait KvElement: Copy + Default + Send + Sync + 'static {
-    /// Loads [`LANES`] elements as f32.
-    ///
-    /// # Safety
-    /// `from` must be readable for [`LANES`] elements, and the CPU must have the features of `L`.
-    unsafe fn load<L: Lanes>(from: *const Self) -> L;
-
-    /// Rounds `from` to the nearest elements; `to` has the same length.
-    fn round_all(from: &[f32], to: &mut [Self]);
-}
-
-// SAFETY: f32 has no invalid bit patterns.
-unsafe impl KvElement for f32 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const Self) -> L {
-        // SAFETY: the caller's promises are those of `Lanes::load`.
-        unsafe { L::load(from) }
-    }
-
-    fn round_all(from: &[f32], to: &mut [Self]) {
-        to.copy_from_slice(from);
-    }
-}
-
-// SAFETY: f16 has no invalid bit patterns.
-unsafe impl KvElement for f16 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const Self) -> L {
-        // SAFETY: the caller's promises are those of `Lanes::load_half`.
-        unsafe { L::load_half(from) }
-    }
-
-    /// Saturates: an infinity here would turn every later weight of the sequence into NaN.
-    fn round_all(from: &[f32], to: &mut [Self]) {
-        // In pieces: converting a slice uses the CPU's instruction for it, converting one by one asks for it each time.
-        const PIECE: usize = 64;
-        let mut saturated = [0.0; PIECE];
-        for (to, from) in to.chunks_mut(PIECE).zip(from.chunks(PIECE)) {
-            for (saturated, from) in saturated.iter_mut().zip(from) {
-                *saturated = from.clamp(f16::MIN.to_f32_const(), f16::MAX.to_f32_const());
-            }
-            to.convert_from_f32_slice(&saturated[..from.len()]);
-        }
-    }
-}
-
 /// Up to [`LANES`] consecutive tokens of one KV head, all in one block.
 #[derive(Clone, Copy)]
 pub(crate) struct Group<'a, E> {
-    /// `[D, LANES]`.
+    /// [`KvElement::keys_len`].
     pub(crate) keys: &'a [E],
-    /// `[num_lanes or more, padded D]`.
+    /// `[num_lanes or more,` [`KvElement::row_len`]`]`.
     pub(crate) values: &'a [E],
     /// Position of the first token.
     pub(crate) first_token: usize,
@@ -105,9 +56,10 @@ impl<E: KvElement> Tile<'_, E> {
 
     /// Panics where a kernel would read outside the groups.
     fn check(&self, head_size: usize) {
+        assert!(E::DTYPE.fits(head_size));
         for group in &self.groups {
-            assert!(group.num_lanes <= LANES && group.keys.len() == head_size * LANES);
-            assert!(group.values.len() >= group.num_lanes * padded(head_size));
+            assert!(group.num_lanes <= LANES && group.keys.len() == E::keys_len(head_size));
+            assert!(group.values.len() >= group.num_lanes * E::row_len(head_size));
         }
     }
 }

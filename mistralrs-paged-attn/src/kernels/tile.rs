@@ -1,7 +1,7 @@
 //! One tile of KV against a few query rows: scores, softmax weights, weighted values (Dao 2023, arXiv:2307.08691,
 //! algorithm 1, with rows and columns of the tile in registers).
 //!
-//! Keys lie `[D, LANES]`: one load brings the same dimension of 16 tokens, so scores of 16 tokens grow in the lanes of
+//! Keys lie `[D, LANES]` (with scales in between where a type has them): one load brings the same dimension of 16 tokens, so scores of 16 tokens grow in the lanes of
 //! one sum and never need adding across lanes. Values lie `[token, D]`: a weight times a row, summed over tokens. Both
 //! walk memory forwards, and each load serves all rows of the KV head's query group.
 //!
@@ -134,7 +134,7 @@ unsafe fn score<L: Lanes, E: KvElement, const R: usize, const W: usize>(
     weights: &mut Weights<R>,
 ) {
     let head_size = rows.head_size;
-    // SAFETY: keys are `[D, LANES]` per group and queries `[rows, D]` by the checks; scores are `TILE_LEN` per row.
+    // SAFETY: keys are those of a lane group and queries `[rows, D]` by the checks; scores are `TILE_LEN` per row.
     unsafe {
         let query = rows.query.as_ptr().add(first * head_size);
         for group in (0..GROUPS_PER_TILE).step_by(W) {
@@ -145,18 +145,27 @@ unsafe fn score<L: Lanes, E: KvElement, const R: usize, const W: usize>(
                 keys[w] = tile.groups[group + w].keys.as_ptr();
                 keys_ahead[w] = ahead.groups[group + w].keys.as_ptr();
             }
-            for dim in 0..head_size {
-                let mut key = [L::splat(0.0); W];
-                for w in 0..W {
-                    key[w] = E::load(keys[w].add(dim * LANES));
-                    L::prefetch(keys_ahead[w].wrapping_add(dim * LANES));
+            let mut first_dim = 0;
+            while first_dim < head_size {
+                let mut scales = [E::key_scale::<L>(keys[0], first_dim); W];
+                for w in 1..W {
+                    scales[w] = E::key_scale::<L>(keys[w], first_dim);
                 }
-                for r in 0..R {
-                    let query = L::splat(*query.add(r * head_size + dim));
+                let end = head_size.min(first_dim + E::DIMS_PER_SCALE);
+                for dim in first_dim..end {
+                    let mut key = [L::splat(0.0); W];
                     for w in 0..W {
-                        sums[r][w] = query.mul_add(key[w], sums[r][w]);
+                        key[w] = E::load_keys(keys[w].add(E::key_offset(dim)), scales[w]);
+                        L::prefetch(keys_ahead[w].wrapping_add(E::key_offset(dim)));
+                    }
+                    for r in 0..R {
+                        let query = L::splat(*query.add(r * head_size + dim));
+                        for w in 0..W {
+                            sums[r][w] = query.mul_add(key[w], sums[r][w]);
+                        }
                     }
                 }
+                first_dim = end;
             }
             for r in 0..R {
                 for w in 0..W {
@@ -249,9 +258,9 @@ unsafe fn accumulate<L: Lanes, E: KvElement, const R: usize, const W: usize>(
     weights: &Weights<R>,
     column: usize,
 ) {
-    let row_len = padded(rows.head_size);
-    // SAFETY: values are `[lanes, padded D]` per group with no more shown than there are lanes, and output is
-    // `[rows, padded D]`, by the checks.
+    let (row_len, value_len) = (padded(rows.head_size), E::row_len(rows.head_size));
+    // SAFETY: values are rows of `value_len` units per group with no more shown than there are lanes, each with as many
+    // vectors as a row of output, which is `[rows, padded D]`, by the checks.
     unsafe {
         let output = rows.output.as_mut_ptr().add(first * row_len + column * LANES);
         let mut sums = [[L::splat(0.0); W]; R];
@@ -262,13 +271,13 @@ unsafe fn accumulate<L: Lanes, E: KvElement, const R: usize, const W: usize>(
             }
         }
         for group in 0..GROUPS_PER_TILE {
-            let values = tile.groups[group].values.as_ptr().add(column * LANES);
-            let values_ahead = ahead.groups[group].values.as_ptr().wrapping_add(column * LANES);
+            let values = tile.groups[group].values.as_ptr();
+            let values_ahead = ahead.groups[group].values.as_ptr();
             for lane in 0..weights.num_shown[group] {
                 let mut value = [L::splat(0.0); W];
                 for w in 0..W {
-                    value[w] = E::load(values.add(lane * row_len + w * LANES));
-                    L::prefetch(values_ahead.wrapping_add(lane * row_len + w * LANES));
+                    value[w] = E::load_values(values.add(lane * value_len), column + w);
+                    L::prefetch(values_ahead.wrapping_add(lane * value_len + E::value_offset(column + w)));
                 }
                 for r in 0..R {
                     let weight = L::splat(weights.of_tokens[r][group * LANES + lane]);

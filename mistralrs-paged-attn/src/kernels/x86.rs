@@ -1,17 +1,19 @@
 //! AVX-512 and AVX2 lanes, and the kernels compiled for each.
 
 use core::arch::x86_64::{
-    __m256, __m512, _CMP_NLT_UQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_loadu_si128,
-    _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_blendv_ps, _mm256_castps_si256,
-    _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cmpgt_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32,
+    __m128i, __m256, __m512, _CMP_NLT_UQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_loadl_epi64,
+    _mm_loadu_si128, _mm_prefetch, _mm_set1_epi16, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_blendv_ps,
+    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cmpgt_epi32, _mm256_cvtepi8_epi32,
+    _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_max_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi16, _mm256_set1_epi32,
     _mm256_set1_ps, _mm256_setr_epi32, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps,
-    _mm512_cmp_ps_mask, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps,
-    _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_ps,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32,
+    _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps,
+    _mm512_mul_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_slli_epi32,
     _mm512_storeu_ps, _mm512_sub_ps,
 };
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::lanes::Lanes;
 use super::{KvElement, LANES, Rows, Tile, tile};
@@ -55,6 +57,29 @@ impl Lanes for Avx512 {
     unsafe fn load_half(from: *const f16) -> Self {
         // SAFETY: the caller promises `LANES` readable halves.
         Self(_mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.cast()) }))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_brain(from: *const bf16) -> Self {
+        // SAFETY: the caller promises `LANES` readable floats.
+        let upper_halves = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(from.cast()) });
+        Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(upper_halves)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: the caller promises `LANES` readable bytes.
+        Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(from.cast()) })))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn splat_half(from: *const f16) -> Self {
+        // SAFETY: the caller promises a readable half.
+        let bits = unsafe { from.cast::<i16>().read_unaligned() };
+        Self(_mm512_cvtph_ps(_mm256_set1_epi16(bits)))
     }
 
     #[inline]
@@ -158,6 +183,36 @@ impl Lanes for Avx2 {
         // SAFETY: the caller promises `LANES` readable halves.
         let (low, high) = unsafe { (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(HALF).cast())) };
         Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_brain(from: *const bf16) -> Self {
+        #[inline]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn widen(upper_halves: __m128i) -> __m256 {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(upper_halves)))
+        }
+        // SAFETY: the caller promises `LANES` readable floats.
+        let (low, high) = unsafe { (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(HALF).cast())) };
+        Self(widen(low), widen(high))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: the caller promises `LANES` readable bytes.
+        let (low, high) = unsafe { (_mm_loadl_epi64(from.cast()), _mm_loadl_epi64(from.add(HALF).cast())) };
+        Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn splat_half(from: *const f16) -> Self {
+        // SAFETY: the caller promises a readable half.
+        let bits = unsafe { from.cast::<i16>().read_unaligned() };
+        let all = _mm256_cvtph_ps(_mm_set1_epi16(bits));
+        Self(all, all)
     }
 
     #[inline]

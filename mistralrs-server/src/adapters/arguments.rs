@@ -1,7 +1,7 @@
 //! What callers write: the arguments of the native tools, their schemas' source, and the engine's request they become.
 
 use mistralrs_core::request::ChatPrompt;
-use mistralrs_core::{GenerateRequest, Prompt, SamplingParams, StopConditions};
+use mistralrs_core::{GenerateRequest, Priority, Prompt, SamplingParams, StopConditions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,8 @@ macro_rules! generation_arguments {
                         ..StopConditions::default()
                     },
                     logprobs: None,
+                    priority: Priority::default(),
+                    cache_salt: None,
                 }
             }
         }

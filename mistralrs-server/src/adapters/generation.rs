@@ -106,6 +106,7 @@ fn accept(event: Option<TextEvent>, text: &mut String) -> Result<Option<FinishRe
             Ok(None)
         }
         Some(TextEvent::Finished { reason, .. }) => Ok(Some(reason)),
+        Some(TextEvent::Refused { error, .. }) => Err(error.to_string()),
         Some(TextEvent::Failed { message, .. }) => Err(message),
         None => Err("the generation ended without a reason".to_owned()),
     }

@@ -208,6 +208,12 @@ pub struct EngineSection {
     pub max_num_batched_tokens: NonZeroUsize,
     /// Requests that may wait for a place; one more is answered 503. Default 256.
     pub max_waiting_requests: usize,
+    /// Seconds a request may wait for its first step before it is answered 503; 0: for as long as its client
+    /// does. Default 300.
+    pub queue_timeout_secs: u64,
+    /// Later requests that may pass a waiting one for each number between their priorities; 0: priorities have no
+    /// effect. Default 32.
+    pub priority_aging_requests: usize,
     /// 0 turns the prefix cache off. Any other number leaves it on; what it keeps is bounded by the KV memory. Default 16.
     pub prefix_cache_n: usize,
     /// The KV cache is always paged, so `auto` and `on` are the same, and `off` is refused. Default `auto`.
@@ -240,6 +246,8 @@ impl Default for EngineSection {
             max_seqs: not_zero(engine.max_num_seqs),
             max_num_batched_tokens: not_zero(engine.max_num_batched_tokens),
             max_waiting_requests: engine.max_waiting_requests,
+            queue_timeout_secs: engine.queue_timeout.map_or(0, |timeout| timeout.as_secs()),
+            priority_aging_requests: engine.priority_aging,
             prefix_cache_n: 16,
             paged_attn: PagedAttention::Auto,
             pa_memory_mb: None,
@@ -273,10 +281,15 @@ pub enum KvCacheType {
     /// 16-bit floats.
     #[default]
     Auto,
-    /// 16-bit floats: half the memory and bandwidth.
+    /// 16-bit floats: half the memory and bandwidth of 32-bit ones.
     F16,
+    /// 16-bit floats with the range of 32-bit ones, and fewer digits.
+    Bf16,
     /// 32-bit floats: exact.
     F32,
+    /// 8-bit integers with a scale for every 32: about half of f16. The model's head size must be a multiple of 32.
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 /// Lock metrics.

@@ -129,6 +129,8 @@ impl ChatCompletionRequest {
             sampling: self.options.sampling()?,
             stop: self.options.stop()?,
             logprobs: self.chat.num_logprobs()?,
+            priority: self.options.priority()?,
+            cache_salt: self.options.cache_salt.clone(),
         })
     }
 

@@ -125,6 +125,8 @@ impl CompletionRequest {
             sampling: self.options.sampling()?,
             stop: self.options.stop()?,
             logprobs: self.text.logprobs,
+            priority: self.options.priority()?,
+            cache_salt: self.options.cache_salt.clone(),
         };
         Ok(prompts.into_iter().map(|prompt| GenerateRequest { prompt, ..template.clone() }).collect())
     }

@@ -121,6 +121,7 @@ impl Generation {
                 self.num_running -= 1;
                 Ok(Piece::End { choice, reason })
             }
+            TextEvent::Refused { error, .. } => Err(self.fail(error.into())),
             TextEvent::Failed { message, .. } => Err(self.fail(ApiError::Failed(message))),
         }
     }
@@ -147,6 +148,9 @@ impl Item {
             }
             Self::Event(TextEvent::Finished { choice, reason, num_completion_tokens }) => {
                 Self::Event(TextEvent::Finished { choice: first + choice, reason, num_completion_tokens })
+            }
+            Self::Event(TextEvent::Refused { choice, error }) => {
+                Self::Event(TextEvent::Refused { choice: first + choice, error })
             }
             Self::Event(TextEvent::Failed { choice, message }) => {
                 Self::Event(TextEvent::Failed { choice: first + choice, message })

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mistralrs_core::model::MAX_CHOICES;
-use mistralrs_core::{SamplingParams, StopConditions};
+use mistralrs_core::{Priority, SamplingParams, StopConditions};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
@@ -48,6 +48,8 @@ pub(super) struct GenerateOptions {
     pub stop: Option<Stop>,
     pub stop_token_ids: Option<Vec<u32>>,
     pub ignore_eos: Option<bool>,
+    pub priority: Option<i64>,
+    pub cache_salt: Option<String>,
     /// Stored answers are OpenAI's product; `false` is what this server does anyway.
     pub store: Option<bool>,
     /// Labels for OpenAI's own dashboards: taken, and without effect.
@@ -99,7 +101,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("structured_outputs", "constrained decoding is not supported yet"),
     ("adapter", "adapters are not supported yet"),
     ("adapters", "adapters are not supported yet"),
-    ("priority", "priorities are not supported yet"),
     ("dry_multiplier", "DRY sampling is not supported yet"),
     ("use_beam_search", "beam search is not supported"),
     ("modalities", "only text is supported"),
@@ -190,6 +191,11 @@ impl GenerateOptions {
                 Seed::Signed(seed) => seed.cast_unsigned(),
             }),
         })
+    }
+
+    /// As the engine's own type, which knows the range.
+    pub fn priority(&self) -> Result<Priority, ApiError> {
+        Ok(Priority::new(self.priority.unwrap_or_default())?)
     }
 
     pub fn stop(&self) -> Result<StopConditions, ApiError> {

@@ -179,7 +179,7 @@ fn every_field_reaches_the_engine() {
     insta::assert_snapshot!(show(&chat(&json!({
         "n": 2, "max_tokens": 9, "max_completion_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05,
         "repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": { "5": -100, "6": 1.5 },
-        "seed": -1, "stop": ["a", "b"], "stop_token_ids": [2], "ignore_eos": true, "logprobs": true, "top_logprobs": 3,
+        "seed": -1, "stop": ["a", "b"], "stop_token_ids": [2], "ignore_eos": true, "priority": -3, "cache_salt": "ann", "logprobs": true, "top_logprobs": 3,
         "enable_thinking": false, "chat_template_kwargs": { "lang": "en" }, "user": "ann", "metadata": { "a": 1 },
         "store": false, "service_tier": "auto", "parallel_tool_calls": true, "an_unknown_field": 1
     }))), @r#"
@@ -234,6 +234,12 @@ fn every_field_reaches_the_engine() {
         logprobs: Some(
             3,
         ),
+        priority: Priority(
+            -3,
+        ),
+        cache_salt: Some(
+            "ann",
+        ),
     }
     "#);
 }
@@ -278,6 +284,10 @@ fn absent_and_null_fields_are_the_defaults() {
             ignore_eos: false,
         },
         logprobs: None,
+        priority: Priority(
+            0,
+        ),
+        cache_salt: None,
     }
     "#);
 }
@@ -309,7 +319,7 @@ fn what_is_wrong_or_not_supported_is_refused_by_name() {
         json!({ "tools": [{ "type": "function" }] }),
         json!({ "response_format": { "type": "json_object" } }),
         json!({ "grammar": "root ::= 'a'" }),
-        json!({ "priority": 3 }),
+        json!({ "priority": 300 }),
         json!({ "messages": "hi" }),
         json!({ "messages": [{ "role": "user", "content": 5 }] }),
     ];
@@ -362,8 +372,8 @@ fn what_is_wrong_or_not_supported_is_refused_by_name() {
       400 "response_format": `response_format`: `json_object` is not supported yet; only `text` is
     {"grammar":"root ::= 'a'"}
       400 "grammar": `grammar`: grammars are not supported yet
-    {"priority":3}
-      400 "priority": `priority`: priorities are not supported yet
+    {"priority":300}
+      400 "priority": `priority` is 300; expected -100 to 100, where lower is served earlier
     {"messages":"hi"}
       400 "messages": `messages`: invalid type: string "hi", expected a sequence
     {"messages":[{"role":"user","content":5}]}
