@@ -20,7 +20,7 @@ use crate::loader::{self, LoadedModel, ModelDescription, chat_template::ChatTemp
 use crate::metrics::{EngineMetrics, ModelMetrics, Rejection};
 use crate::models::{CausalLm, ModelShape, StepBatch};
 use crate::request::{ChatPrompt, GenerateRequest, MAX_CACHE_SALT_BYTES, Priority, Prompt};
-use crate::sampling::{ChoiceSeed, Sampler, validate_logprobs};
+use crate::sampling::{ChoiceSeed, Sampler, SamplerSetup, validate_logprobs};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::sequence::{Sequence, SequenceId};
 use crate::speculation::Speculation;
@@ -89,6 +89,7 @@ struct Prepared {
     priority: Priority,
     samplers: Vec<Sampler>,
     max_new_tokens: usize,
+    min_tokens: usize,
     stop_token_ids: Arc<BTreeSet<u32>>,
     stop_strings: Vec<String>,
     text_start: TextStart,
@@ -281,15 +282,24 @@ impl ModelInner {
         let max_new_tokens = self.max_new_tokens(token_ids.len(), request.max_tokens)?;
         let salt = PrefixSalt { tenant: request.cache_salt.unwrap_or_default(), ..PrefixSalt::default() };
         let block_hashes = self.admission.blocks.hash_blocks(&token_ids, &salt);
-        let seed = request.sampling.seed.or(self.config.seed).unwrap_or_else(rand::random);
-        let samplers = (0..request.num_choices as u64)
-            .map(|choice| Sampler::new(&request.sampling, ChoiceSeed { seed, choice }, request.logprobs, &token_ids))
-            .collect();
         let mut stop_token_ids: BTreeSet<u32> = request.stop.token_ids.into_iter().collect();
         if !request.stop.ignore_eos {
             stop_token_ids.extend(&self.eos_token_ids);
         }
         let stop_token_ids = Arc::new(stop_token_ids);
+        let min_tokens = request.stop.min_tokens;
+        check_min_tokens(min_tokens, max_new_tokens)?;
+        let seed = request.sampling.seed.or(self.config.seed).unwrap_or_else(rand::random);
+        let setup = SamplerSetup {
+            params: &request.sampling,
+            num_top_logprobs: request.logprobs,
+            prompt_token_ids: &token_ids,
+            vocabulary: &self.vocabulary,
+            stop_token_ids: &stop_token_ids,
+            min_tokens,
+        };
+        let choices = 0..request.num_choices as u64;
+        let samplers = choices.map(|choice| Sampler::new(&setup, ChoiceSeed { seed, choice })).collect();
         let stop_strings = request.stop.strings;
         let priority = request.priority;
         Ok(Prepared {
@@ -299,6 +309,7 @@ impl ModelInner {
             priority,
             samplers,
             max_new_tokens,
+            min_tokens,
             stop_token_ids,
             stop_strings,
             text_start,
@@ -316,7 +327,8 @@ impl ModelInner {
             let (sender, receiver) = event_channel(prepared.max_new_tokens);
             let cancelled = Arc::new(AtomicBool::new(false));
             let detokenizer =
-                Detokenizer::new(Arc::clone(&self.vocabulary), &prepared.stop_strings, prepared.text_start);
+                Detokenizer::new(Arc::clone(&self.vocabulary), &prepared.stop_strings, prepared.text_start)
+                    .with_min_tokens(prepared.min_tokens);
             choices.push(ChoiceStream::new(receiver, Arc::clone(&cancelled), detokenizer));
             let sequence = Sequence {
                 priority: prepared.priority,
@@ -423,6 +435,14 @@ fn validate_cache_salt(salt: Option<&str>) -> Result<(), RequestError> {
 
 fn invalid(param: &'static str, message: String) -> RequestError {
     RequestError::Invalid { param, message }
+}
+
+fn check_min_tokens(min_tokens: usize, max_new_tokens: usize) -> Result<(), RequestError> {
+    if min_tokens <= max_new_tokens {
+        return Ok(());
+    }
+    let message = format!("min_tokens is {min_tokens}; it must be at most max_tokens, which is {max_new_tokens} here");
+    Err(invalid("min_tokens", message))
 }
 
 /// What clients call a model that nobody named: its directory, or its file without `.gguf`.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::RequestError;
+use crate::sampling::MAX_DRY_WINDOW;
 
 /// One request for text: a prompt, how to sample, when to stop.
 #[derive(Debug, Clone)]
@@ -99,12 +100,22 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Drop tokens less likely than this fraction of the likeliest one's probability; 0: none.
     pub min_p: f32,
+    /// Drop tokens whose logit is more than this many standard deviations below the largest one; `None`: none.
+    pub top_n_sigma: Option<f32>,
+    /// Keep the tokens that surprise as much as is to be expected, until their probability reaches this; 1: all.
+    pub typical_p: f32,
+    /// Now and then leave out the likeliest tokens.
+    pub xtc: Option<XtcParams>,
     /// Divides (or multiplies, when negative) the logits of tokens seen in prompt or output; 1: off.
     pub repetition_penalty: f32,
+    /// How many tokens of prompt and output `repetition_penalty` looks back; `None`: all.
+    pub repetition_window: Option<usize>,
     /// Subtracted once per earlier occurrence in the output; 0: off.
     pub frequency_penalty: f32,
     /// Subtracted if the token occurred in the output; 0: off.
     pub presence_penalty: f32,
+    /// Penalizes what would continue a repetition of several tokens.
+    pub dry: Option<DryParams>,
     /// Added to the logits of single tokens.
     pub logit_bias: BTreeMap<u32, f32>,
     /// Reproduces the request; `None`: a fresh random seed.
@@ -118,11 +129,59 @@ impl Default for SamplingParams {
             top_k: None,
             top_p: 1.0,
             min_p: 0.0,
+            top_n_sigma: None,
+            typical_p: 1.0,
+            xtc: None,
             repetition_penalty: 1.0,
+            repetition_window: None,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            dry: None,
             logit_bias: BTreeMap::new(),
             seed: None,
+        }
+    }
+}
+
+/// XTC, "exclude top choices": of the tokens that are all likely enough, only the least likely one stays.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct XtcParams {
+    /// How often that happens, 0 to 1.
+    pub probability: f32,
+    /// What is likely enough, as a probability.
+    pub threshold: f32,
+}
+
+impl Default for XtcParams {
+    fn default() -> Self {
+        Self { probability: 0.5, threshold: 0.1 }
+    }
+}
+
+/// DRY, "don't repeat yourself": a token that would make a repetition of `n` tokens one longer loses
+/// `multiplier` · `base` ^ (`n` − `allowed_length`) from its logit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DryParams {
+    /// The penalty at the allowed length.
+    pub multiplier: f32,
+    /// How it grows with each token, at least 1.
+    pub base: f32,
+    /// Repetitions of fewer tokens cost nothing.
+    pub allowed_length: usize,
+    /// How many tokens of prompt and output are searched for repetitions.
+    pub window: usize,
+    /// Text over which no repetition reaches.
+    pub sequence_breakers: Vec<String>,
+}
+
+impl Default for DryParams {
+    fn default() -> Self {
+        Self {
+            multiplier: 0.8,
+            base: 1.75,
+            allowed_length: 2,
+            window: MAX_DRY_WINDOW,
+            sequence_breakers: ["\n", ":", "\"", "*"].map(str::to_owned).into(),
         }
     }
 }
@@ -136,6 +195,9 @@ pub struct StopConditions {
     pub token_ids: Vec<u32>,
     /// Generate past the model's end tokens.
     pub ignore_eos: bool,
+    /// Nothing but its length ends a choice before it has this many tokens: end and stop tokens are not picked, and
+    /// stop strings that are complete by then are ordinary text.
+    pub min_tokens: usize,
 }
 
 /// Why a choice ended.

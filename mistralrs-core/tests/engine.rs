@@ -12,6 +12,7 @@ use candle_core::{Device, Tensor};
 use mistralrs_core::config::KvDType;
 use mistralrs_core::loader::{LoadedModel, ModelDescription};
 use mistralrs_core::models::{CausalLm, ModelShape, StepBatch};
+use mistralrs_core::request::{DryParams, XtcParams};
 use mistralrs_core::{
     EngineConfig, EngineMetrics, FinishReason, GenerateRequest, LoadError, Model, Priority, Prompt, RequestError,
     SamplingParams, StopConditions, TextEvent, TextStream,
@@ -252,6 +253,16 @@ fn mixed_requests() -> Vec<GenerateRequest> {
         let mut request = request(&prompt, 5 + index * 2);
         if index % 2 == 0 {
             request.sampling = SamplingParams { seed: Some(index as u64), ..SamplingParams::default() };
+        }
+        if index % 4 == 2 {
+            // Everything that remembers or draws: it belongs to the sequence, wherever and beside whom that runs.
+            request.sampling.dry = Some(DryParams { allowed_length: 1, ..DryParams::default() });
+            request.sampling.xtc = Some(XtcParams { probability: 0.5, threshold: 0.02 });
+            request.sampling.typical_p = 0.9;
+            request.sampling.repetition_penalty = 1.2;
+            request.sampling.repetition_window = Some(10);
+            request.stop =
+                StopConditions { token_ids: (0..20).collect(), min_tokens: 5 + index, ..StopConditions::default() };
         }
         if index % 5 == 0 {
             request.num_choices = 3;
@@ -507,6 +518,35 @@ async fn end_tokens_stop_tokens_and_stop_strings_end_a_choice() {
     let (text, end) = run(&bench, with_token).await.remove(0);
     assert_eq!(text, full[..full.find(char::from(b'0' + stop_token as u8)).unwrap()]);
     assert_eq!(end, format!("stop {}", text.len() + 1));
+    settle(&bench).await;
+}
+
+#[tokio::test]
+async fn nothing_but_length_ends_a_choice_before_it_has_min_tokens() {
+    let bench = start(100, config());
+    // Any end would do: every token is one, or the model's own.
+    let mut sampled = request(&[9, 8, 7], 40);
+    sampled.stop = StopConditions { token_ids: (0..40).collect(), ..StopConditions::default() };
+    let end = |choices: Vec<(String, String)>| choices[0].1.split(' ').nth(1).unwrap().parse::<usize>().unwrap();
+    let soon = end(run(&bench, sampled.clone()).await);
+    assert!(soon < 12, "{soon}");
+    sampled.stop.min_tokens = 12;
+    let later = run(&bench, sampled.clone()).await;
+    assert!(later[0].0.len() >= 12 && end(later.clone()) > 12, "{later:?}");
+
+    let full = run(&bench, request(&[9, 8, 7], 40)).await.remove(0).0;
+    let mut with_string = request(&[9, 8, 7], 40);
+    with_string.stop.strings = vec![full[2..4].to_owned()];
+    with_string.stop.min_tokens = 4;
+    let (text, _) = run(&bench, with_string.clone()).await.remove(0);
+    let next = full[4..].find(&full[2..4]).map_or(40, |at| 4 + at);
+    assert_eq!(text, full[..next], "the first occurrence is ordinary text");
+    with_string.stop.min_tokens = 3;
+    assert_eq!(run(&bench, with_string.clone()).await[0].0, full[..2]);
+
+    with_string.stop.min_tokens = 41;
+    let refused = bench.model.generate(with_string).await.err().expect("refused").to_string();
+    assert_eq!(refused, "min_tokens is 41; it must be at most max_tokens, which is 40 here");
     settle(&bench).await;
 }
 

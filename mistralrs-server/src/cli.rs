@@ -8,6 +8,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use serde_json::{Value, json};
 
+use crate::bench::BenchFlags;
 use crate::config::{KvCacheType, LogFormat, PagedAttention, Sources, TokenSource, set};
 
 /// LLM inference server with an OpenAI-compatible API and an MCP gateway inside.
@@ -38,6 +39,8 @@ pub enum Command {
     Plain(ModelFlags),
     /// Serve a GGUF file.
     Gguf(GgufFlags),
+    /// Measure latency and throughput of a model in this process, or of a server over HTTP.
+    Bench(Box<BenchFlags>),
     /// Check the configuration, or describe it.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -230,6 +233,11 @@ impl Cli {
         }
     }
 
+    /// What `--seed` says.
+    pub fn seed(&self) -> Option<u64> {
+        self.engine.seed
+    }
+
     /// Completions for `shell`, as its own script.
     pub fn completions(shell: clap_complete::Shell) -> String {
         let mut script = Vec::new();
@@ -298,7 +306,7 @@ impl Command {
             Self::Run(model) | Self::Plain(model) => Some(&model.keys),
             Self::Gguf(model) => Some(&model.keys),
             Self::Config(ConfigCommand::Check(keys)) => Some(keys),
-            Self::Config(ConfigCommand::Schema) | Self::Completions { .. } | Self::Cache(_) => None,
+            Self::Bench(_) | Self::Config(ConfigCommand::Schema) | Self::Completions { .. } | Self::Cache(_) => None,
         }
     }
 
@@ -308,6 +316,13 @@ impl Command {
             Self::Run(model) => ("auto", &model.model_id, None),
             Self::Plain(model) => ("safetensors", &model.model_id, None),
             Self::Gguf(model) => ("gguf", &model.model_id, model.file.as_deref()),
+            Self::Bench(bench) => match (&bench.model_id, &bench.url) {
+                (Some(model_id), None) => {
+                    (bench.file.as_ref().map_or("auto", |_| "gguf"), model_id, bench.file.as_deref())
+                }
+                // Over HTTP the name means a model over there.
+                _ => return,
+            },
             Self::Config(_) | Self::Completions { .. } | Self::Cache(_) => return,
         };
         set(layer, "model.format", Some(format));
@@ -325,7 +340,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("embedding", "embedding models are not supported yet"),
     ("toml", "model files in TOML are not supported yet; `--config FILE` with a [model] table names a model"),
     ("multi-model", "several models in one process are not supported yet"),
-    ("bench", "benchmarks run by `cargo bench` in the repository"),
     ("mcp", "the gateway alone is served by `mistralrs-server --http-mcp-port PORT` without a model"),
     ("--isq", "in-situ quantization is not supported yet; use a quantized GGUF file"),
     (

@@ -9,6 +9,7 @@
 pub mod adapters;
 pub mod api_keys;
 pub mod app;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod error;

@@ -7,6 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use mistralrs_server::bench::{self, BenchPlan};
 use mistralrs_server::cli::{CacheCommand, Cli, Command, ConfigCommand};
 use mistralrs_server::config::{self, Configuration, Environment, HubSettings, LogFormat, ServerSettings, Settings};
 use mistralrs_server::hub;
@@ -47,6 +48,7 @@ enum Plan {
     Print(String),
     Completions(clap_complete::Shell),
     Cache(CacheCommand, HubSettings),
+    Bench(Box<BenchPlan>, ServerSettings),
 }
 
 impl Plan {
@@ -61,6 +63,10 @@ impl Plan {
         match &cli.command {
             Some(Command::Config(_)) => Ok(Self::Print(configuration.to_redacted_toml())),
             Some(Command::Cache(command)) => Ok(Self::Cache(command.clone(), configuration.hub()?)),
+            Some(Command::Bench(flags)) => {
+                let plan = BenchPlan::new(flags, settings.model, cli.seed())?;
+                Ok(Self::Bench(Box::new(plan), settings.server))
+            }
             _ => Self::serve(settings),
         }
     }
@@ -79,14 +85,14 @@ impl Plan {
             Self::Print(text) => print(&text)?,
             Self::Completions(shell) => print(&Cli::completions(shell))?,
             Self::Cache(command, hub) => print(&runtime()?.block_on(cache(&command, &hub))?)?,
+            Self::Bench(plan, server) => {
+                let runtime = prepare(&server)?;
+                let outcome = runtime.block_on(measure(*plan));
+                runtime.shutdown_background();
+                outcome?;
+            }
             Self::Serve { settings, model } => {
-                start_log(&settings.server)?;
-                set_threads(&settings.server);
-                rustls::crypto::aws_lc_rs::default_provider()
-                    .install_default()
-                    .ok()
-                    .context("a TLS provider is installed already")?;
-                let runtime = runtime()?;
+                let runtime = prepare(&settings.server)?;
                 let outcome = runtime.block_on(process::run(*settings, model.map(|model| *model)));
                 // A model that is still being read from the disk when the process is told to end is not waited for.
                 runtime.shutdown_background();
@@ -95,6 +101,29 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// What comes before a model or a connection: the log, the compute threads' number, TLS, the runtime.
+fn prepare(settings: &ServerSettings) -> anyhow::Result<Runtime> {
+    start_log(settings)?;
+    set_threads(settings);
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .ok()
+        .context("a TLS provider is installed already")?;
+    runtime()
+}
+
+/// Reports even if nothing was answered: the report says why.
+async fn measure(plan: BenchPlan) -> anyhow::Result<()> {
+    let (format, output) = (plan.format, plan.output.clone());
+    let report = bench::run(plan).await?;
+    match &output {
+        Some(path) => std::fs::write(path, report.render(format))
+            .with_context(|| format!("cannot write the report to `{}`", path.display()))?,
+        None => print(&report.render(format))?,
+    }
+    report.failure().map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
 }
 
 /// To standard output. Who stops reading, as `head` does, has seen enough.

@@ -254,6 +254,113 @@ async fn the_gateway_alone_needs_no_model_and_little_memory() -> anyhow::Result<
     Ok(())
 }
 
+#[tokio::test]
+async fn best_of_sends_the_likeliest_of_the_choices_it_generates() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    let mut request = greedy("The old people say that the river", 10);
+    for (name, value) in [("temperature", json!(1)), ("seed", json!(11)), ("n", json!(4)), ("logprobs", json!(0))] {
+        request[name] = value;
+    }
+    request["ignore_eos"] = json!(true);
+    let all = http.post("/v1/completions", &request).await?.ok()?;
+    let mean = |choice: &Value| {
+        let logprobs = choice["logprobs"]["token_logprobs"].as_array().map_or(&[][..], Vec::as_slice);
+        logprobs.iter().filter_map(Value::as_f64).sum::<f64>() / logprobs.len() as f64
+    };
+    let mut ranked = all["choices"].as_array().context("no choices")?.clone();
+    ranked.sort_by(|left, right| mean(right).total_cmp(&mean(left)));
+    let texts = |choices: &[Value]| choices.iter().map(|choice| choice["text"].clone()).collect::<Vec<_>>();
+
+    request["n"] = json!(2);
+    request["best_of"] = json!(4);
+    request["logprobs"] = Value::Null;
+    let best = http.post("/v1/completions", &request).await?.ok()?;
+    let sent = best["choices"].as_array().context("no choices")?;
+    ensure!(texts(sent) == texts(&ranked[..2]), "{best}\n{ranked:#?}");
+    ensure!(sent[0]["index"] == 0 && sent[1]["index"] == 1 && sent[0]["logprobs"].is_null(), "{best}");
+    ensure!(best["usage"]["completion_tokens"] == 40, "all four were generated: {best}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn bench_measures_a_model_in_its_own_process() -> anyhow::Result<()> {
+    let arguments = ["--concurrency", "1,3", "--prefix-cache", "both", "--shared-prefix-tokens", "64"];
+    let (status, report) = bench(&arguments.map(str::to_owned)).await?;
+    ensure!(status.success(), "{status}");
+    ensure!(report["target"] == json!({ "kind": "in_process", "model": "tiny-llama" }), "{report}");
+    let runs = report["runs"].as_array().context("no runs")?;
+    let setting = |run: &Value| (run["prefix_cache"].clone(), run["concurrency"].clone());
+    let settings =
+        [("off", 1), ("off", 3), ("on", 1), ("on", 3)].map(|(cache, streams)| (json!(cache), json!(streams)));
+    ensure!(runs.iter().map(setting).collect::<Vec<_>>() == settings, "{report}");
+    for run in runs {
+        check_bench_counts(run, 64 + 16)?;
+        let cached = run["tokens"]["cached_tokens"].as_u64();
+        // Whole blocks of 32 tokens of the shared 64, for each of six requests; none where nothing is kept.
+        let expected = if run["prefix_cache"] == "on" { 6 * 64 } else { 0 };
+        ensure!(cached == Some(expected), "{run}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn bench_measures_a_server_over_http() -> anyhow::Result<()> {
+    let server =
+        Launch::default().selector(["plain".as_ref(), "-m".as_ref(), tiny_llama().as_os_str()]).start().await?;
+    let url = ["--url".to_owned(), server.http().url("/v1"), "--model".to_owned(), "tiny-llama".to_owned()];
+    let (status, report) = bench(&[&url[..2], &["--concurrency".to_owned(), "2".to_owned()]].concat()).await?;
+    ensure!(status.success(), "{status}");
+    ensure!(report["target"]["kind"] == "http" && report["target"]["model"] == "tiny-llama", "{report}");
+    let run = &report["runs"][0];
+    check_bench_counts(run, 0)?;
+    ensure!(run["prefix_cache"] == "server" && run["concurrency"] == 2, "{run}");
+
+    let (status, report) = bench(&[&url[..], &["--rate".to_owned(), "50".to_owned()]].concat()).await?;
+    ensure!(status.success(), "{status}");
+    let run = &report["runs"][0];
+    check_bench_counts(run, 0)?;
+    ensure!(run["concurrency"].is_null() && run["offered_rate"].as_f64() > Some(1.0), "{run}");
+
+    let (status, report) = bench(&[&url[..2], &["--model".to_owned(), "another".to_owned()]].concat()).await?;
+    ensure!(!status.success(), "nothing was answered, and that is no success");
+    ensure!(report["runs"][0]["requests"] == json!({ "ok": 0, "failed": 6, "refused": 0 }), "{report}");
+    ensure!(report["runs"][0]["errors"][0].as_str().is_some_and(|error| error.contains("404")), "{report}");
+    Ok(())
+}
+
+/// Runs `bench` with `arguments`, few requests and few tokens; without `--url` it loads the tiny model.
+async fn bench(arguments: &[String]) -> anyhow::Result<(std::process::ExitStatus, Value)> {
+    let directory = tempfile::tempdir()?;
+    let output = directory.path().join("report.json").display().to_string();
+    let mut words = ["bench", "--format", "json", "--output", &output, "--requests", "6", "--warmup", "1"]
+        .map(str::to_owned)
+        .to_vec();
+    words.extend(["--prompt-tokens", "16", "--max-tokens", "4"].map(str::to_owned));
+    if !arguments.iter().any(|argument| argument == "--url") {
+        words.extend(["-m".to_owned(), tiny_llama().display().to_string()]);
+    }
+    words.extend_from_slice(arguments);
+    let (status, log) = Launch::default().selector(words).run_to_exit().await?;
+    let report = std::fs::read_to_string(&output).with_context(|| format!("no report; the log says:\n{log}"))?;
+    Ok((status, serde_json::from_str(&report)?))
+}
+
+/// All six requests were answered, to the token; prompts have `prompt_tokens` tokens, if that is known.
+fn check_bench_counts(run: &Value, prompt_tokens: u64) -> anyhow::Result<()> {
+    ensure!(run["requests"] == json!({ "ok": 6, "failed": 0, "refused": 0 }), "{run}");
+    ensure!(run["errors"] == json!([]), "{run}");
+    ensure!(run["tokens"]["completion_tokens"] == 6 * 4, "{run}");
+    let found = run["tokens"]["prompt_tokens"].as_u64().context("no prompt tokens")?;
+    ensure!(if prompt_tokens > 0 { found == 6 * prompt_tokens } else { found >= 6 * 16 }, "{run}");
+    ensure!(run["wall_seconds"].as_f64() > Some(0.0) && run["served_rate"].as_f64() > Some(0.0), "{run}");
+    Ok(())
+}
+
+fn tiny_llama() -> std::path::PathBuf {
+    tools::workspace().join("mistralrs-core/tests/fixtures/tiny-llama")
+}
+
 /// Eight requests of 1 to 64 prompt tokens, half greedy, half sampled with a seed.
 async fn check_together_equals_alone(http: &Http, min_answer_tokens: usize) -> anyhow::Result<()> {
     let requests: Vec<Value> = (0..8)
@@ -264,6 +371,11 @@ async fn check_together_equals_alone(http: &Http, min_answer_tokens: usize) -> a
                 request["temperature"] = json!(0.9);
                 request["top_p"] = json!(0.95);
                 request["seed"] = json!(1000 + index);
+            }
+            if index % 4 >= 2 {
+                for (name, value) in [("dry_multiplier", 0.8), ("xtc_probability", 0.5), ("typical_p", 0.95)] {
+                    request[name] = json!(value);
+                }
             }
             request
         })

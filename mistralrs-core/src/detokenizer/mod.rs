@@ -11,6 +11,7 @@ mod vocabulary;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use stop_strings::StopStrings;
 pub use stop_strings::{MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS};
 pub use stream::{Detokenizer, Piece, TextStart};
 pub use vocabulary::Vocabulary;

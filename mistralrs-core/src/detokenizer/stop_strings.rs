@@ -34,7 +34,7 @@ impl StopConditions {
 }
 
 /// Follows all stop strings of one choice through its text, byte by byte (Knuth, Morris, Pratt 1977).
-pub(super) struct StopStrings(Vec<StopString>);
+pub(crate) struct StopStrings(Vec<StopString>);
 
 struct StopString {
     bytes: Vec<u8>,
@@ -45,7 +45,7 @@ struct StopString {
 }
 
 impl StopStrings {
-    pub(super) fn new(strings: &[String]) -> Self {
+    pub(crate) fn new(strings: &[String]) -> Self {
         Self(strings.iter().filter(|string| !string.is_empty()).map(|string| StopString::new(string)).collect())
     }
 
@@ -64,6 +64,20 @@ impl StopStrings {
             }
         }
         None
+    }
+
+    /// Follows `bytes` to their end, whatever they complete; whether that was any of the strings.
+    pub(crate) fn pass(&mut self, bytes: &[u8]) -> bool {
+        let mut has_completed = false;
+        for &byte in bytes {
+            for string in &mut self.0 {
+                if string.advance(byte) {
+                    has_completed = true;
+                    string.num_matched = string.fallbacks[string.num_matched - 1];
+                }
+            }
+        }
+        has_completed
     }
 
     /// Bytes at the end of the text that may be the beginning of a stop string.

@@ -19,6 +19,8 @@ pub struct Detokenizer {
     /// Text that may be the beginning of a stop string.
     held: String,
     start: TextStart,
+    /// Tokens to come in which stop strings are ordinary text.
+    num_unstoppable: usize,
     is_stopped: bool,
 }
 
@@ -50,13 +52,27 @@ impl Detokenizer {
             incomplete: Vec::new(),
             held: String::new(),
             start,
+            num_unstoppable: 0,
             is_stopped: false,
         }
+    }
+
+    /// Lets no stop string end the text that is complete within the first `min_tokens` tokens
+    /// ([`StopConditions::min_tokens`](crate::request::StopConditions)).
+    #[must_use]
+    pub fn with_min_tokens(self, min_tokens: usize) -> Self {
+        Self { num_unstoppable: min_tokens, ..self }
     }
 
     /// The text that `token_id` completes. Ids outside the vocabulary have none. After [`Piece::Stop`] there is no
     /// more text.
     pub fn push(&mut self, token_id: u32) -> Piece {
+        let piece = self.push_text_of(token_id);
+        self.num_unstoppable = self.num_unstoppable.saturating_sub(1);
+        piece
+    }
+
+    fn push_text_of(&mut self, token_id: u32) -> Piece {
         if self.vocabulary.is_special(token_id) || self.is_stopped {
             return Piece::Text(String::new());
         }
@@ -89,7 +105,9 @@ impl Detokenizer {
     fn emit(&mut self, text: &str) -> Piece {
         let num_held_before = self.held.len();
         self.held.push_str(text);
-        if let Some(found) = self.stop_strings.advance(text) {
+        if self.num_unstoppable > 0 {
+            self.stop_strings.pass(text.as_bytes());
+        } else if let Some(found) = self.stop_strings.advance(text) {
             self.is_stopped = true;
             self.held.truncate(num_held_before + found.end - found.len);
             return Piece::Stop(std::mem::take(&mut self.held));

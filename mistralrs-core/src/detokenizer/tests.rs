@@ -197,3 +197,31 @@ fn stop_strings_out_of_limits_are_refused() {
     check(vec![String::new()], "a stop string is empty; it must have at least one character");
     check(vec!["x".repeat(5000)], "a stop string has 5000 bytes; at most 4096 are allowed");
 }
+
+#[test]
+fn stop_strings_complete_within_the_first_tokens_are_ordinary_text() {
+    let tokens: Vec<[u8; 1]> = (0..128).map(|byte| [byte]).collect();
+    let vocabulary = Arc::new(Vocabulary::from_bytes(&tokens.iter().map(<[u8; 1]>::as_slice).collect::<Vec<_>>()));
+    let check = |min_tokens: usize, text: &str, expected: &str| {
+        let stops = ["END".to_owned(), "aa".to_owned()];
+        let mut detokenizer =
+            Detokenizer::new(Arc::clone(&vocabulary), &stops, TextStart::Beginning).with_min_tokens(min_tokens);
+        let mut found = String::new();
+        for byte in text.bytes() {
+            match detokenizer.push(u32::from(byte)) {
+                Piece::Text(piece) => found.push_str(&piece),
+                Piece::Stop(piece) => return assert_eq!(found + &piece + "|", expected, "{min_tokens} {text}"),
+            }
+        }
+        let (Piece::Text(rest) | Piece::Stop(rest)) = detokenizer.finish();
+        assert_eq!(found + &rest, expected, "{min_tokens} {text}");
+    };
+    check(0, "xENDy", "x|");
+    check(3, "xENDy", "x|");
+    check(4, "xENDy", "xENDy");
+    check(4, "xENDyENDz", "xENDy|");
+    // Complete after the limit, begun before it.
+    check(2, "xENDy", "x|");
+    check(3, "xaaay", "xa|");
+    check(9, "END", "END");
+}

@@ -91,7 +91,7 @@ impl Vocabulary {
 #[cfg(test)]
 impl Vocabulary {
     /// Token i is `tokens[i]`; none is special.
-    pub(super) fn from_bytes(tokens: &[&[u8]]) -> Self {
+    pub(crate) fn from_bytes(tokens: &[&[u8]]) -> Self {
         let ends = tokens.iter().scan(0, |end, token| {
             *end += token.len() as u32;
             Some(*end)

@@ -1,32 +1,49 @@
 //! The per-sequence sampler: what it remembers and the order of its steps.
 
-use rand::{RngCore, SeedableRng};
-use rand_chacha::ChaCha12Rng;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use super::penalties::TokenCounts;
+use super::draws::{ChoiceSeed, Draws, Purpose};
+use super::dry::{Dry, DryScratch};
+use super::penalties::{Original, TokenCounts, change};
 use super::softmax::{LANES, Softmax, Weights};
 use super::truncation::{self, Candidate, Cutoff};
+use super::typical::{self, Surprise};
+use super::xtc;
+use crate::detokenizer::Vocabulary;
 use crate::request::SamplingParams;
 
 /// Below this a temperature is greedy: dividing logits by less leaves one token with all the weight anyway.
 const MIN_TEMPERATURE: f32 = 1e-5;
 
-/// Where a choice's random numbers come from. The draw for output token i is a function of `seed`, `choice` and
-/// i alone: preemption, recomputation and the rest of the batch cannot change it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChoiceSeed {
-    /// The request's seed, its own or a fresh random one.
-    pub seed: u64,
-    /// Index of the choice in its request: each of `n` choices draws from its own stream.
-    pub choice: u64,
+/// What the samplers of one request are made of.
+#[derive(Clone, Copy)]
+pub struct SamplerSetup<'a> {
+    /// How tokens are picked; checked.
+    pub params: &'a SamplingParams,
+    /// `Some(k)` reports log-probabilities, and those of the k likeliest tokens.
+    pub num_top_logprobs: Option<usize>,
+    /// What the penalties look back at, besides the output.
+    pub prompt_token_ids: &'a [u32],
+    /// Text of the tokens.
+    pub vocabulary: &'a Arc<Vocabulary>,
+    /// Tokens that are not picked while the output is shorter than `min_tokens`.
+    pub stop_token_ids: &'a Arc<BTreeSet<u32>>,
+    /// See [`StopConditions::min_tokens`](crate::request::StopConditions).
+    pub min_tokens: usize,
 }
 
 /// Picks the tokens of one sequence. Keep it across preemptions: it remembers what it has picked.
 pub struct Sampler {
     params: SamplingParams,
     num_top_logprobs: Option<usize>,
-    rng: ChaCha12Rng,
+    stop_token_ids: Arc<BTreeSet<u32>>,
+    min_tokens: u64,
+    draws: Draws,
+    /// For XTC, where it is on.
+    exclusions: Option<Draws>,
     counts: TokenCounts,
+    dry: Option<Dry>,
     num_output_tokens: u64,
 }
 
@@ -35,8 +52,21 @@ pub struct Sampler {
 pub struct SamplerScratch {
     weights: Weights,
     candidates: Vec<Candidate>,
+    surprises: Vec<Surprise>,
+    dry: DryScratch,
     /// Logits before bias and penalties, of the tokens these changed.
-    originals: Vec<(u32, f32)>,
+    originals: Vec<Original>,
+}
+
+/// The logits of one position after bias and penalties.
+#[derive(Clone, Copy)]
+struct Position<'a> {
+    logits: &'a [f32],
+    /// The largest of them.
+    max: f32,
+    /// Standard deviation of the model's own logits, where `top_n_sigma` needs it: tokens that a bias or a penalty
+    /// has banned must not widen it.
+    deviation: f64,
 }
 
 /// One picked token.
@@ -67,22 +97,19 @@ pub enum SamplingError {
 }
 
 impl Sampler {
-    /// A sampler for one choice with checked `params`. `num_top_logprobs`: `Some(k)` reports log-probabilities.
-    /// Reads `prompt_token_ids` once, for `repetition_penalty`; long prompts make this worth doing off the
-    /// engine thread.
-    pub fn new(
-        params: &SamplingParams,
-        seed: ChoiceSeed,
-        num_top_logprobs: Option<usize>,
-        prompt_token_ids: &[u32],
-    ) -> Self {
-        let mut rng = ChaCha12Rng::seed_from_u64(seed.seed);
-        rng.set_stream(seed.choice);
+    /// A sampler for one choice. Reads the prompt for the penalties that are on: with long prompts that is worth doing
+    /// off the engine thread.
+    pub fn new(setup: &SamplerSetup<'_>, seed: ChoiceSeed) -> Self {
+        let SamplerSetup { params, prompt_token_ids, vocabulary, .. } = setup;
         Self {
-            params: params.clone(),
-            num_top_logprobs,
-            rng,
+            params: (*params).clone(),
+            num_top_logprobs: setup.num_top_logprobs,
+            stop_token_ids: Arc::clone(setup.stop_token_ids),
+            min_tokens: setup.min_tokens as u64,
+            draws: Draws::new(seed, Purpose::Token),
+            exclusions: params.xtc.map(|_| Draws::new(seed, Purpose::Exclusion)),
             counts: TokenCounts::new(params, prompt_token_ids),
+            dry: params.dry.as_ref().map(|dry| Dry::new(dry, vocabulary, prompt_token_ids)),
             num_output_tokens: 0,
         }
     }
@@ -93,16 +120,12 @@ impl Sampler {
     /// # Errors
     /// [`SamplingError`]; nothing is remembered then.
     pub fn sample(&mut self, logits: &mut [f32], scratch: &mut SamplerScratch) -> Result<Sampled, SamplingError> {
-        let mut best = find_best(logits)?;
+        let best = find_best(logits)?;
         let raw = self.num_top_logprobs.map(|num_top| RawLogprobs::measure(logits, best.logit(), num_top, scratch));
-        scratch.originals.clear();
-        self.counts.adjust(&self.params, logits, &mut scratch.originals);
-        if !scratch.originals.is_empty() {
-            best = find_best(logits)?;
-        }
+        let (position, best) = self.adjust(logits, best, scratch)?;
         let is_greedy = self.params.temperature < MIN_TEMPERATURE;
-        let token_id = if is_greedy { best.token_id() } else { self.draw(logits, best.logit(), scratch) };
-        let logprob = raw.as_ref().map(|raw| raw.of(token_id, logits, &scratch.originals));
+        let token_id = if is_greedy { best.token_id() } else { self.draw(position, scratch) };
+        let logprob = raw.as_ref().map(|raw| raw.of(token_id, position.logits, &scratch.originals));
         self.record(token_id);
         Ok(Sampled { token_id, logprob, top: raw.map(|raw| raw.top).unwrap_or_default() })
     }
@@ -110,6 +133,9 @@ impl Sampler {
     /// Counts a token that joined the output without being drawn here; [`Self::sample`] does it for its own.
     pub fn record(&mut self, token_id: u32) {
         self.counts.record(token_id);
+        if let Some(dry) = &mut self.dry {
+            dry.record(token_id);
+        }
         self.num_output_tokens += 1;
     }
 
@@ -118,46 +144,76 @@ impl Sampler {
         self.num_output_tokens
     }
 
-    fn draw(&mut self, logits: &[f32], max: f32, scratch: &mut SamplerScratch) -> u32 {
-        self.weigh(logits, max, scratch);
-        scratch.weights.token_at(self.uniform())
+    /// Masks what may not come yet, then applies bias and penalties; also finds the likeliest token after that, `best`
+    /// being the one before.
+    fn adjust<'a>(
+        &self,
+        logits: &'a mut [f32],
+        best: Candidate,
+        scratch: &mut SamplerScratch,
+    ) -> Result<(Position<'a>, Candidate), SamplingError> {
+        let deviation = self.params.top_n_sigma.map_or(0.0, |_| truncation::deviation(logits, best.logit()));
+        let SamplerScratch { originals, dry, .. } = scratch;
+        originals.clear();
+        if self.num_output_tokens < self.min_tokens {
+            for &token_id in &*self.stop_token_ids {
+                change(logits, token_id, originals, |_| f32::NEG_INFINITY);
+            }
+        }
+        self.counts.adjust(&self.params, logits, originals);
+        if let Some(repetitions) = &self.dry {
+            repetitions.adjust(logits, dry, originals);
+        }
+        let best = if originals.is_empty() { best } else { find_best(logits)? };
+        Ok((Position { logits, max: best.logit(), deviation }, best))
+    }
+
+    fn draw(&mut self, position: Position<'_>, scratch: &mut SamplerScratch) -> u32 {
+        self.weigh(position, scratch);
+        scratch.weights.token_at(self.draws.uniform(self.num_output_tokens))
     }
 
     /// Fills `scratch.weights` with the distribution to draw from.
-    fn weigh(&self, logits: &[f32], max: f32, scratch: &mut SamplerScratch) {
-        let softmax = Softmax { max, temperature: self.params.temperature };
-        let cutoff = self.cutoff(logits, softmax, scratch);
-        scratch.weights.fill(logits, softmax, cutoff);
+    fn weigh(&mut self, position: Position<'_>, scratch: &mut SamplerScratch) {
+        let softmax = Softmax { max: position.max, temperature: self.params.temperature };
+        let cutoff = self.cutoff(position, softmax, scratch);
+        let SamplerScratch { weights, candidates, surprises, .. } = scratch;
+        weights.fill(position.logits, softmax, cutoff);
+        if self.params.typical_p < 1.0 {
+            typical::keep_typical(weights, position.logits, softmax, self.params.typical_p, surprises);
+        }
+        if let (Some(xtc), Some(exclusions)) = (self.params.xtc, &mut self.exclusions)
+            && exclusions.uniform(self.num_output_tokens) < f64::from(xtc.probability)
+        {
+            xtc::exclude_top(weights, position.logits, xtc.threshold, candidates);
+        }
     }
 
     /// The narrowest of the truncations that are on.
-    fn cutoff(&self, logits: &[f32], softmax: Softmax, scratch: &mut SamplerScratch) -> Cutoff {
+    fn cutoff(&self, position: Position<'_>, softmax: Softmax, scratch: &mut SamplerScratch) -> Cutoff {
         let SamplerScratch { weights, candidates, .. } = scratch;
-        let mut cutoff = Cutoff::KEEP_ALL;
+        let Position { logits, max, deviation } = position;
+        let near_the_top = self.params.top_n_sigma.map_or(Cutoff::KEEP_ALL, |num_deviations| {
+            Cutoff::at_least((f64::from(max) - f64::from(num_deviations) * deviation) as f32)
+        });
         let top_k = self.params.top_k.filter(|&k| k < logits.len());
+        let mut cutoff = near_the_top;
         if let Some(k) = top_k {
-            cutoff = truncation::top_k(logits, k, candidates);
+            cutoff = truncation::top_k(logits, k, candidates).narrower(near_the_top);
         }
         if self.params.top_p < 1.0 {
             let top_p = f64::from(self.params.top_p);
-            if top_k.is_none() {
-                weights.fill(logits, softmax, Cutoff::KEEP_ALL);
+            let total = if top_k.is_some() {
+                candidates.retain(|&candidate| near_the_top.keeps(candidate));
+                truncation::total_weight(candidates, softmax)
+            } else {
+                weights.fill(logits, softmax, near_the_top);
                 truncation::gather_nucleus(logits, weights, top_p, candidates);
-            }
-            let total = if top_k.is_some() { truncation::total_weight(candidates, softmax) } else { weights.total() };
-            cutoff = truncation::nucleus(candidates, softmax, top_p * total);
+                weights.total()
+            };
+            cutoff = cutoff.narrower(truncation::nucleus(candidates, softmax, top_p * total));
         }
         cutoff.narrower(truncation::min_p(softmax, self.params.min_p))
-    }
-
-    /// Uniform in [0, 1), 53 bits, for the current output position.
-    fn uniform(&mut self) -> f64 {
-        // Two 32-bit words per token.
-        let word = u128::from(self.num_output_tokens) * 2;
-        if self.rng.get_word_pos() != word {
-            self.rng.set_word_pos(word);
-        }
-        (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
@@ -185,7 +241,7 @@ impl RawLogprobs {
         raw
     }
 
-    fn of(&self, token_id: u32, adjusted: &[f32], originals: &[(u32, f32)]) -> f32 {
+    fn of(&self, token_id: u32, adjusted: &[f32], originals: &[Original]) -> f32 {
         // The first entry: bias comes before the penalties, and either may have changed this token.
         let original = originals.iter().find(|(changed, _)| *changed == token_id).map(|(_, logit)| *logit);
         self.normalize(original.unwrap_or_else(|| adjusted[token_id as usize]))
@@ -199,9 +255,10 @@ impl RawLogprobs {
 #[cfg(test)]
 impl Sampler {
     /// Probabilities of the next draw, by token.
-    pub(super) fn probabilities(&self, logits: &mut [f32], scratch: &mut SamplerScratch) -> Vec<f64> {
-        self.counts.adjust(&self.params, logits, &mut scratch.originals);
-        self.weigh(logits, find_best(logits).unwrap().logit(), scratch);
+    pub(super) fn probabilities(&mut self, logits: &mut [f32], scratch: &mut SamplerScratch) -> Vec<f64> {
+        let best = find_best(logits).unwrap();
+        let (position, _) = self.adjust(logits, best, scratch).unwrap();
+        self.weigh(position, scratch);
         let total = scratch.weights.total();
         scratch.weights.values().iter().map(|&weight| f64::from(weight) / total).collect()
     }

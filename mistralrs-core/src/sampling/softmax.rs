@@ -64,6 +64,16 @@ impl Weights {
         &self.values
     }
 
+    /// Gives tokens no weight; at least one other has some.
+    pub(super) fn exclude(&mut self, token_ids: impl Iterator<Item = u32>) {
+        for token_id in token_ids {
+            self.values[token_id as usize] = 0.0;
+        }
+        for (block_sum, block) in self.block_sums.iter_mut().zip(self.values.chunks(BLOCK)) {
+            *block_sum = sum(block);
+        }
+    }
+
     pub(super) fn total(&self) -> f64 {
         self.block_sums.iter().sum()
     }

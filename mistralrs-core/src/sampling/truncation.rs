@@ -1,4 +1,4 @@
-//! `top_k`, `top_p` and `min_p` as cutoffs in one order of tokens: higher logit first, then lower id.
+//! `top_n_sigma`, `top_k`, `top_p` and `min_p` as cutoffs in one order of tokens: higher logit first, then lower id.
 
 use std::ops::Range;
 
@@ -54,6 +54,15 @@ impl Cutoff {
     pub(super) fn narrower(self, other: Self) -> Self {
         Self(self.0.min(other.0))
     }
+
+    /// Keeps logits of at least `logit`.
+    pub(super) fn at_least(logit: f32) -> Self {
+        Self(Candidate::new(logit, u32::MAX))
+    }
+
+    pub(super) fn keeps(self, candidate: Candidate) -> bool {
+        candidate <= self.0
+    }
 }
 
 /// Leaves the k likeliest tokens in `candidates`, in no order, and returns the last of them. k is at least 1; fewer
@@ -96,29 +105,36 @@ pub(super) fn gather_nucleus(logits: &[f32], weights: &Weights, top_p: f64, cand
 
 /// The last token of the shortest prefix of `candidates`' order whose weight reaches `target`.
 pub(super) fn nucleus(candidates: &mut [Candidate], softmax: Softmax, target: f64) -> Cutoff {
-    let mut rest = candidates;
+    let weight = |candidate: Candidate| f64::from(softmax.weight(candidate.logit()));
+    shortest_prefix(candidates, weight, target).map_or(Cutoff::KEEP_ALL, Cutoff)
+}
+
+/// The last item of the shortest prefix, in ascending order, whose weight reaches `target`; `None` of no items.
+/// Halves what is left instead of sorting all of it.
+pub(super) fn shortest_prefix<T: Ord + Copy>(items: &mut [T], weight: impl Fn(T) -> f64, target: f64) -> Option<T> {
+    let mut rest = items;
     let mut missing = target;
     while rest.len() > SORT_LEN {
         let middle = rest.len() / 2;
         rest.select_nth_unstable(middle);
-        let (likelier, others) = rest.split_at_mut(middle);
-        let weight = total_weight(likelier, softmax);
-        if weight >= missing {
-            rest = likelier;
+        let (first, others) = rest.split_at_mut(middle);
+        let reached: f64 = first.iter().map(|&item| weight(item)).sum();
+        if reached >= missing {
+            rest = first;
         } else {
-            missing -= weight;
+            missing -= reached;
             rest = others;
         }
     }
     rest.sort_unstable();
-    for candidate in &*rest {
-        missing -= f64::from(softmax.weight(candidate.logit()));
+    for &item in &*rest {
+        missing -= weight(item);
         if missing <= 0.0 {
-            return Cutoff(*candidate);
+            return Some(item);
         }
     }
     // Rounding kept the sum below the target: all of them are needed.
-    rest.last().map_or(Cutoff::KEEP_ALL, |last| Cutoff(*last))
+    rest.last().copied()
 }
 
 /// Sum of the candidates' weights.
@@ -128,5 +144,20 @@ pub(super) fn total_weight(candidates: &[Candidate], softmax: Softmax) -> f64 {
 
 /// Keeps tokens at least `min_p` times as likely as the likeliest; 0 keeps all.
 pub(super) fn min_p(softmax: Softmax, min_p: f32) -> Cutoff {
-    if min_p > 0.0 { Cutoff(Candidate::new(softmax.logit_of(min_p), u32::MAX)) } else { Cutoff::KEEP_ALL }
+    if min_p > 0.0 { Cutoff::at_least(softmax.logit_of(min_p)) } else { Cutoff::KEEP_ALL }
+}
+
+/// Standard deviation of the logits that are not masked.
+pub(super) fn deviation(logits: &[f32], max: f32) -> f64 {
+    let (mut count, mut sum, mut sum_of_squares) = (0.0_f64, 0.0_f64, 0.0_f64);
+    for &logit in logits {
+        // Relative to the largest: squares of large logits would swallow small differences.
+        let distance = f64::from(max) - f64::from(logit);
+        let is_masked = logit == f32::NEG_INFINITY;
+        count += if is_masked { 0.0 } else { 1.0 };
+        sum += if is_masked { 0.0 } else { distance };
+        sum_of_squares += if is_masked { 0.0 } else { distance * distance };
+    }
+    let mean = sum / count;
+    (sum_of_squares / count - mean * mean).max(0.0).sqrt()
 }

@@ -32,6 +32,11 @@ macro_rules! generation_arguments {
             /// Sample from this many likeliest tokens.
             #[schemars(range(min = 1))]
             pub top_k: Option<usize>,
+            /// Leave out tokens less likely than this fraction of the likeliest one's probability.
+            #[schemars(range(min = 0, max = 1))]
+            pub min_p: Option<f32>,
+            /// More than 1 makes tokens of the prompt and the output so far less likely.
+            pub repetition_penalty: Option<f32>,
             /// Text before which the output ends: one string or several.
             pub stop: Option<StopStrings>,
             /// Makes the output reproducible.
@@ -52,6 +57,8 @@ macro_rules! generation_arguments {
                         temperature: self.temperature.unwrap_or(plain.temperature),
                         top_p: self.top_p.unwrap_or(plain.top_p),
                         top_k: self.top_k,
+                        min_p: self.min_p.unwrap_or(plain.min_p),
+                        repetition_penalty: self.repetition_penalty.unwrap_or(plain.repetition_penalty),
                         seed: self.seed,
                         ..plain
                     },

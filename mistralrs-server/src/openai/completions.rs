@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::generation::{Generation, Piece};
 use super::logprobs::TextLogprobs;
 use super::options::{GenerateOptions, MAX_TOP_LOGPROBS};
+use super::ranking::{Likelihood, keep_likeliest};
 use super::sse::{self, Chunks};
 use super::types::{AnswerId, UsageField};
 use crate::app::AppState;
@@ -34,7 +35,7 @@ pub async fn completions(
     if request.options.wants_stream() {
         return Ok(sse::stream(generation, answer, request.options.usage_report()));
     }
-    answer.collect(generation).await
+    answer.collect(generation, request.choices()?).await
 }
 
 /// The body, checked as far as it can be without a model.
@@ -48,6 +49,7 @@ struct TextFields {
     prompt: Prompts,
     echo: Option<bool>,
     logprobs: Option<usize>,
+    best_of: Option<usize>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
@@ -81,6 +83,7 @@ impl RequestBody for CompletionRequest {
         let request = Self { options: fields(body)?, text: fields(body)? };
         request.options.check(&request.text.rest)?;
         request.text.check()?;
+        request.choices()?;
         Ok(request)
     }
 }
@@ -105,15 +108,41 @@ impl TextFields {
     }
 }
 
+/// How many choices each prompt gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Choices {
+    pub num_generated: usize,
+    /// The likeliest ones are sent; all of them, in order, where no more are generated.
+    pub num_sent: usize,
+}
+
 impl CompletionRequest {
+    fn choices(&self) -> Result<Choices, ApiError> {
+        let num_sent = self.options.num_choices()?;
+        let num_generated = self.text.best_of.unwrap_or(num_sent);
+        let invalid = |message| Err(ApiError::invalid("best_of", message));
+        if !(num_sent..=MAX_CHOICES).contains(&num_generated) {
+            return invalid(format!(
+                "`best_of` is {num_generated}; expected `n`, which is {num_sent}, to {MAX_CHOICES}"
+            ));
+        }
+        if num_generated > num_sent && self.options.wants_stream() {
+            return invalid(
+                "`best_of` greater than `n` cannot be streamed: the best choices are known at the end only".to_owned(),
+            );
+        }
+        Ok(Choices { num_generated, num_sent })
+    }
+
     /// One request per prompt.
     pub(super) fn to_generate(&self) -> Result<Vec<GenerateRequest>, ApiError> {
-        let num_choices = self.options.num_choices()?;
+        let Choices { num_generated: num_choices, num_sent } = self.choices()?;
         let prompts = self.text.prompt.to_vec();
         let total = prompts.len() * num_choices;
         if !(1..=MAX_CHOICES).contains(&total) {
+            let name = if num_choices > num_sent { "best_of" } else { "n" };
             let message = format!(
-                "{} prompts with `n` {num_choices} are {total} choices; expected 1 to {MAX_CHOICES}",
+                "{} prompts with `{name}` {num_choices} are {total} choices; expected 1 to {MAX_CHOICES}",
                 prompts.len()
             );
             return Err(ApiError::invalid("prompt", message));
@@ -124,7 +153,8 @@ impl CompletionRequest {
             max_tokens: Some(self.options.max_tokens()?.unwrap_or(DEFAULT_MAX_TOKENS)),
             sampling: self.options.sampling()?,
             stop: self.options.stop()?,
-            logprobs: self.text.logprobs,
+            // Ranking needs them, whoever else reads them.
+            logprobs: self.text.logprobs.or((num_choices > num_sent).then_some(0)),
             priority: self.options.priority()?,
             cache_salt: self.options.cache_salt.clone(),
         };
@@ -133,7 +163,7 @@ impl CompletionRequest {
 
     /// The text that each choice begins with: its prompt with `echo`, nothing without.
     async fn beginnings(&self, model: &Model) -> Result<Vec<String>, ApiError> {
-        let num_choices = self.options.num_choices()?;
+        let num_choices = self.choices()?.num_generated;
         let mut beginnings = Vec::new();
         for prompt in self.text.prompt.to_vec() {
             let text = match prompt {
@@ -181,31 +211,37 @@ impl TextAnswer {
         })
     }
 
-    pub async fn collect(mut self, mut generation: Generation) -> Result<Response, ApiError> {
+    pub async fn collect(mut self, mut generation: Generation, sent: Choices) -> Result<Response, ApiError> {
         let beginnings = std::mem::take(&mut self.beginnings);
-        let mut choices: Vec<TextChoice> = beginnings
-            .into_iter()
-            .enumerate()
-            .map(|(index, text)| TextChoice {
-                index,
-                text,
-                logprobs: self.has_logprobs.then(TextLogprobs::default),
-                finish_reason: None,
-            })
-            .collect();
+        let choice = |(index, text)| TextChoice {
+            index,
+            text,
+            logprobs: self.has_logprobs.then(TextLogprobs::default),
+            finish_reason: None,
+        };
+        let mut choices: Vec<(TextChoice, Likelihood)> =
+            beginnings.into_iter().enumerate().map(|numbered| (choice(numbered), Likelihood::default())).collect();
         while let Some(piece) = generation.next().await {
             match piece? {
                 Piece::Text { choice, text, logprobs } => {
                     let offset = &mut self.offsets[choice];
-                    let choice = &mut choices[choice];
+                    let (choice, likelihood) = &mut choices[choice];
                     choice.text.push_str(&text);
+                    likelihood.extend(&logprobs);
                     if let Some(all) = &mut choice.logprobs {
                         all.extend(&logprobs, offset);
                     }
                 }
-                Piece::End { choice, reason } => choices[choice].finish_reason = Some(reason.as_str()),
+                Piece::End { choice, reason } => choices[choice].0.finish_reason = Some(reason.as_str()),
             }
         }
+        let Choices { num_generated, num_sent } = sent;
+        let mut choices = if num_generated > num_sent {
+            keep_likeliest(choices, num_generated, num_sent)
+        } else {
+            choices.into_iter().map(|(choice, _)| choice).collect()
+        };
+        choices.iter_mut().enumerate().for_each(|(index, choice)| choice.index = index);
         let usage = UsageField::Known(generation.usage().into());
         Ok(axum::Json(self.answer.object("text_completion", choices, usage)).into_response())
     }

@@ -1,7 +1,7 @@
 //! The OpenAI API: chat and text completions, models, and vLLM's tokenizer routes.
 //!
-//! A handler extracts, routes, submits and renders. `messages` and `options`
-//! check what clients write, `types` and `logprobs` are what they read, `generation` is the running answer, `sse` renders
+//! A handler extracts, routes, submits and renders. `messages`, `options` and
+//! `sampling_options` check what clients write, `types` and `logprobs` are what they read, `generation` is the running answer, `sse` renders
 //! it as it grows.
 
 mod chat_completions;
@@ -11,6 +11,8 @@ mod logprobs;
 mod messages;
 mod models;
 mod options;
+mod ranking;
+mod sampling_options;
 mod sse;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
+use super::sampling_options::look_back;
 use crate::error::ApiError;
 
 /// Stop strings of one request: each is looked for in every piece of text.
@@ -33,16 +34,27 @@ pub(super) struct GenerateOptions {
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,
     pub n: Option<usize>,
-    pub best_of: Option<usize>,
     pub max_tokens: Option<usize>,
     pub max_completion_tokens: Option<usize>,
+    pub min_tokens: Option<usize>,
     pub temperature: Option<f32>,
     pub top_p: Option<f32>,
     pub top_k: Option<i64>,
     pub min_p: Option<f32>,
+    pub top_n_sigma: Option<f32>,
+    pub typical_p: Option<f32>,
+    pub xtc_probability: Option<f32>,
+    pub xtc_threshold: Option<f32>,
+    #[serde(alias = "repeat_penalty")]
     pub repetition_penalty: Option<f32>,
+    pub repeat_last_n: Option<i64>,
     pub frequency_penalty: Option<f32>,
     pub presence_penalty: Option<f32>,
+    pub dry_multiplier: Option<f32>,
+    pub dry_base: Option<f32>,
+    pub dry_allowed_length: Option<usize>,
+    pub dry_penalty_last_n: Option<i64>,
+    pub dry_sequence_breakers: Option<Vec<String>>,
     pub logit_bias: Option<BTreeMap<String, f32>>,
     pub seed: Option<Seed>,
     pub stop: Option<Stop>,
@@ -101,7 +113,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("structured_outputs", "constrained decoding is not supported yet"),
     ("adapter", "adapters are not supported yet"),
     ("adapters", "adapters are not supported yet"),
-    ("dry_multiplier", "DRY sampling is not supported yet"),
+    ("best_of", "only /v1/completions ranks its choices"),
     ("use_beam_search", "beam search is not supported"),
     ("modalities", "only text is supported"),
     ("audio", "only text is supported"),
@@ -113,14 +125,15 @@ const REFUSED: &[(&str, &str)] = &[
 impl GenerateOptions {
     /// Refuses what cannot be honoured. `unread_elsewhere` is the rest of the endpoint's own fields.
     pub fn check(&self, unread_elsewhere: &Map<String, Value>) -> Result<(), ApiError> {
-        for (name, value) in &self.rest {
-            if let Some((_, reason)) = REFUSED.iter().find(|(refused, _)| refused == name) {
-                if !is_neutral(name, value) {
+        // What the endpoint itself reads is its own to check.
+        for (name, value) in self.rest.iter().filter(|(name, _)| unread_elsewhere.contains_key(*name)) {
+            match REFUSED.iter().find(|(refused, _)| refused == name) {
+                Some((_, reason)) if !is_neutral(name, value) => {
                     return Err(ApiError::invalid(name.as_str(), format!("`{name}`: {reason}")));
                 }
-            } else if unread_elsewhere.contains_key(name) {
-                // Read by neither part: as with OpenAI's, an unknown field is no error.
-                tracing::debug!(field = name, "an unknown field is ignored");
+                Some(_) => {}
+                // As with OpenAI's, an unknown field is no error.
+                None => tracing::debug!(field = name, "an unknown field is ignored"),
             }
         }
         if self.stream_options.is_some() && !self.wants_stream() {
@@ -132,12 +145,7 @@ impl GenerateOptions {
         if self.store == Some(true) {
             return Err(ApiError::invalid("store", "`store`: this server keeps no answers"));
         }
-        match self.best_of {
-            Some(best_of) if best_of != self.num_choices()? => {
-                Err(ApiError::invalid("best_of", "`best_of` other than `n` is not supported"))
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     pub fn wants_stream(&self) -> bool {
@@ -179,12 +187,17 @@ impl GenerateOptions {
             top_k: top_k(self.top_k)?,
             top_p: in_range("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?.unwrap_or(defaults.top_p),
             min_p: in_range("min_p", self.min_p, 0.0, 1.0)?.unwrap_or(defaults.min_p),
+            top_n_sigma: self.top_n_sigma()?,
+            typical_p: in_range("typical_p", self.typical_p, f32::MIN_POSITIVE, 1.0)?.unwrap_or(defaults.typical_p),
+            xtc: self.xtc()?,
             repetition_penalty: in_range("repetition_penalty", self.repetition_penalty, f32::MIN_POSITIVE, f32::MAX)?
                 .unwrap_or(defaults.repetition_penalty),
+            repetition_window: look_back("repeat_last_n", self.repeat_last_n)?,
             frequency_penalty: in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?
                 .unwrap_or(defaults.frequency_penalty),
             presence_penalty: in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)?
                 .unwrap_or(defaults.presence_penalty),
+            dry: self.dry()?,
             logit_bias: self.logit_bias.as_ref().map_or_else(|| Ok(BTreeMap::new()), logit_bias)?,
             seed: self.seed.map(|seed| match seed {
                 Seed::Unsigned(seed) => seed,
@@ -223,7 +236,12 @@ impl GenerateOptions {
                 format!("`stop_token_ids` has {} ids; the limit is {MAX_STOP_TOKEN_IDS}", token_ids.len()),
             ));
         }
-        Ok(StopConditions { strings, token_ids, ignore_eos: self.ignore_eos.unwrap_or(false) })
+        Ok(StopConditions {
+            strings,
+            token_ids,
+            ignore_eos: self.ignore_eos.unwrap_or(false),
+            min_tokens: self.min_tokens()?,
+        })
     }
 }
 
@@ -233,19 +251,20 @@ fn is_neutral(name: &str, value: &Value) -> bool {
         Value::Null | Value::Bool(false) => true,
         Value::Array(items) => items.is_empty() || (name == "modalities" && items.iter().all(|item| item == "text")),
         Value::Object(entries) => entries.is_empty(),
-        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::Number(number) => number.as_f64() == Some(if name == "best_of" { 1.0 } else { 0.0 }),
         Value::String(text) => text.is_empty(),
         Value::Bool(true) => false,
     }
 }
 
-fn in_range(name: &'static str, value: Option<f32>, min: f32, max: f32) -> Result<Option<f32>, ApiError> {
+pub(super) fn in_range(name: &'static str, value: Option<f32>, min: f32, max: f32) -> Result<Option<f32>, ApiError> {
     let Some(value) = value else { return Ok(None) };
     if value.is_finite() && (min..=max).contains(&value) {
         return Ok(Some(value));
     }
     let expected = match (min, max) {
         (f32::MIN_POSITIVE, f32::MAX) => "more than 0".to_owned(),
+        (f32::MIN, max) => format!("at most {max}"),
         (f32::MIN_POSITIVE, max) => format!("more than 0 and at most {max}"),
         (min, f32::MAX) => format!("at least {min}"),
         (min, max) => format!("{min} to {max}"),

@@ -7,7 +7,7 @@ use mistralrs_core::{FinishReason, GenerateRequest, TextEvent};
 use serde_json::{Value, json};
 
 use super::chat_completions::{ChatChunks, ChatCompletionRequest, Logprobs};
-use super::completions::{CompletionRequest, TextAnswer};
+use super::completions::{Choices, CompletionRequest, TextAnswer};
 use super::generation::Generation;
 use super::options::UsageReport;
 use super::types::AnswerId;
@@ -149,9 +149,35 @@ async fn a_whole_text_answer_numbers_its_choices() {
     let events = vec![delta(1, "b"), finished(1, FinishReason::Stop), delta(0, "a"), finished(0, FinishReason::Length)];
     let generation = Generation::from_events(2, events, USAGE);
     let chunks = TextAnswer::new(answer_id(), vec![String::new(), String::new()], false);
-    insta::assert_snapshot!(render(chunks.collect(generation).await.into_response()).await, @r#"
+    let all = Choices { num_generated: 2, num_sent: 2 };
+    insta::assert_snapshot!(render(chunks.collect(generation, all).await.into_response()).await, @r#"
     200 OK
     {"id":"answer-1","object":"text_completion","choices":[{"index":0,"text":"a","logprobs":null,"finish_reason":"length"},{"index":1,"text":"b","logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":3}}}
+    "#);
+}
+
+#[tokio::test]
+async fn of_best_of_choices_the_likeliest_are_sent_and_all_are_paid_for() {
+    let piece = |choice: usize, text: &str, logprob: f32| TextEvent::Delta {
+        choice,
+        text: text.to_owned(),
+        logprobs: vec![token(text, logprob, Vec::new())],
+    };
+    let events = vec![
+        piece(0, "bad", -9.0),
+        piece(1, "go", -1.0),
+        piece(2, "fair", -2.0),
+        finished(0, FinishReason::Stop),
+        piece(1, "od", -2.0),
+        finished(1, FinishReason::Length),
+        finished(2, FinishReason::Stop),
+    ];
+    let generation = Generation::from_events(3, events, USAGE);
+    let chunks = TextAnswer::new(answer_id(), vec!["I am ".to_owned(); 3], false);
+    let choices = Choices { num_generated: 3, num_sent: 2 };
+    insta::assert_snapshot!(render(chunks.collect(generation, choices).await.into_response()).await, @r#"
+    200 OK
+    {"id":"answer-1","object":"text_completion","choices":[{"index":0,"text":"I am good","logprobs":null,"finish_reason":"length"},{"index":1,"text":"I am fair","logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":3}}}
     "#);
 }
 
@@ -175,10 +201,13 @@ fn chat(fields: &Value) -> Value {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one request and its snapshot")]
 fn every_field_reaches_the_engine() {
     insta::assert_snapshot!(show(&chat(&json!({
         "n": 2, "max_tokens": 9, "max_completion_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05,
-        "repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": { "5": -100, "6": 1.5 },
+        "top_n_sigma": 1.5, "typical_p": 0.95, "xtc_probability": 0.25, "xtc_threshold": 0.2, "min_tokens": 3,
+        "dry_multiplier": 0.75, "dry_base": 1.5, "dry_allowed_length": 3, "dry_penalty_last_n": 500,
+        "dry_sequence_breakers": ["\n"], "repetition_penalty": 1.1, "repeat_last_n": 64, "frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": { "5": -100, "6": 1.5 },
         "seed": -1, "stop": ["a", "b"], "stop_token_ids": [2], "ignore_eos": true, "priority": -3, "cache_salt": "ann", "logprobs": true, "top_logprobs": 3,
         "enable_thinking": false, "chat_template_kwargs": { "lang": "en" }, "user": "ann", "metadata": { "a": 1 },
         "store": false, "service_tier": "auto", "parallel_tool_calls": true, "an_unknown_field": 1
@@ -210,9 +239,33 @@ fn every_field_reaches_the_engine() {
             ),
             top_p: 0.9,
             min_p: 0.05,
+            top_n_sigma: Some(
+                1.5,
+            ),
+            typical_p: 0.95,
+            xtc: Some(
+                XtcParams {
+                    probability: 0.25,
+                    threshold: 0.2,
+                },
+            ),
             repetition_penalty: 1.1,
+            repetition_window: Some(
+                64,
+            ),
             frequency_penalty: 0.5,
             presence_penalty: -0.5,
+            dry: Some(
+                DryParams {
+                    multiplier: 0.75,
+                    base: 1.5,
+                    allowed_length: 3,
+                    window: 500,
+                    sequence_breakers: [
+                        "\n",
+                    ],
+                },
+            ),
             logit_bias: {
                 5: -100.0,
                 6: 1.5,
@@ -230,6 +283,7 @@ fn every_field_reaches_the_engine() {
                 2,
             ],
             ignore_eos: true,
+            min_tokens: 3,
         },
         logprobs: Some(
             3,
@@ -249,7 +303,9 @@ fn absent_and_null_fields_are_the_defaults() {
     let absent = show(&chat(&json!({})));
     let nulls = json!({ "n": null, "temperature": null, "stop": null, "seed": null, "logprobs": null, "tools": null,
         "stream_options": null, "response_format": null, "user": null, "top_k": -1, "tool_choice": "none",
-        "response_format": { "type": "text" }, "modalities": ["text"], "functions": [], "best_of": 1 });
+        "response_format": { "type": "text" }, "modalities": ["text"], "functions": [], "best_of": 1, "min_tokens": 0,
+        "top_n_sigma": -1, "typical_p": 1, "xtc_probability": 0, "xtc_threshold": 1, "repeat_last_n": -1,
+        "dry_multiplier": 0, "dry_base": 1.75, "dry_penalty_last_n": 0, "dry_sequence_breakers": ["a"] });
     assert_eq!(show(&chat(&nulls)), absent);
     insta::assert_snapshot!(absent, @r#"
     GenerateRequest {
@@ -272,9 +328,14 @@ fn absent_and_null_fields_are_the_defaults() {
             top_k: None,
             top_p: 1.0,
             min_p: 0.0,
+            top_n_sigma: None,
+            typical_p: 1.0,
+            xtc: None,
             repetition_penalty: 1.0,
+            repetition_window: None,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            dry: None,
             logit_bias: {},
             seed: None,
         },
@@ -282,6 +343,7 @@ fn absent_and_null_fields_are_the_defaults() {
             strings: [],
             token_ids: [],
             ignore_eos: false,
+            min_tokens: 0,
         },
         logprobs: None,
         priority: Priority(
@@ -316,6 +378,18 @@ fn what_is_wrong_or_not_supported_is_refused_by_name() {
         json!({ "stream_options": { "include_usage": true } }),
         json!({ "store": true }),
         json!({ "best_of": 3 }),
+        json!({ "min_tokens": 9, "max_tokens": 8 }),
+        json!({ "typical_p": 0 }),
+        json!({ "top_n_sigma": 1e9 }),
+        json!({ "xtc_probability": 1.5 }),
+        json!({ "xtc_threshold": -1 }),
+        json!({ "repeat_last_n": -2 }),
+        json!({ "dry_multiplier": -1 }),
+        json!({ "dry_multiplier": 1, "dry_base": 0.5 }),
+        json!({ "dry_multiplier": 1, "dry_allowed_length": 0 }),
+        json!({ "dry_multiplier": 1, "dry_penalty_last_n": 8193 }),
+        json!({ "dry_multiplier": 1, "dry_sequence_breakers": "\n" }),
+        json!({ "dry_multiplier": 1, "dry_sequence_breakers": [""] }),
         json!({ "tools": [{ "type": "function" }] }),
         json!({ "response_format": { "type": "json_object" } }),
         json!({ "grammar": "root ::= 'a'" }),
@@ -365,7 +439,31 @@ fn what_is_wrong_or_not_supported_is_refused_by_name() {
     {"store":true}
       400 "store": `store`: this server keeps no answers
     {"best_of":3}
-      400 "best_of": `best_of` other than `n` is not supported
+      400 "best_of": `best_of`: only /v1/completions ranks its choices
+    {"min_tokens":9,"max_tokens":8}
+      400 "min_tokens": `min_tokens` is 9; expected 0 to `max_tokens`, which is 8
+    {"typical_p":0}
+      400 "typical_p": `typical_p` is 0; expected more than 0 and at most 1
+    {"top_n_sigma":1000000000.0}
+      400 "top_n_sigma": `top_n_sigma` is 1000000000; expected at most 1000000
+    {"xtc_probability":1.5}
+      400 "xtc_probability": `xtc_probability` is 1.5; expected 0 to 1
+    {"xtc_threshold":-1}
+      400 "xtc_threshold": `xtc_threshold` is -1; expected 0 to 1
+    {"repeat_last_n":-2}
+      400 "repeat_last_n": `repeat_last_n` is -2; expected at least 0, or -1 for all tokens
+    {"dry_multiplier":-1}
+      400 "dry_multiplier": `dry_multiplier` is -1; expected 0 to 100
+    {"dry_multiplier":1,"dry_base":0.5}
+      400 "dry_base": `dry_base` is 0.5; expected 1 to 100
+    {"dry_multiplier":1,"dry_allowed_length":0}
+      400 "dry_allowed_length": `dry_allowed_length` is 0; expected 1 to 8192 tokens
+    {"dry_multiplier":1,"dry_penalty_last_n":8193}
+      400 "dry_penalty_last_n": `dry_penalty_last_n` is 8193; expected 1 to 8192 tokens
+    {"dry_multiplier":1,"dry_sequence_breakers":"\n"}
+      400 "dry_sequence_breakers": `dry_sequence_breakers`: invalid type: string "\n", expected a sequence
+    {"dry_multiplier":1,"dry_sequence_breakers":[""]}
+      400 "dry_sequence_breakers": `dry_sequence_breakers`: each string has 1 to 256 bytes
     {"tools":[{"type":"function"}]}
       400 "tools": `tools`: tool calls are not supported yet; leave `tools` out or set `tool_choice` to "none"
     {"response_format":{"type":"json_object"}}
@@ -396,6 +494,20 @@ fn prompts_come_in_four_shapes() {
     assert_eq!(show(json!({ "prompt": [1, 2] })), "Tokens([1, 2]) x1 ");
     assert_eq!(show(json!({ "prompt": [[1], [2, 3]] })), "Tokens([1]) x1 Tokens([2, 3]) x1 ");
     assert_eq!(show(json!({ "prompt": [] })), r#"400 "prompt": 0 prompts with `n` 1 are 0 choices; expected 1 to 64"#);
+    assert_eq!(show(json!({ "prompt": ["a", "b"], "n": 2, "best_of": 3 })), r#"Text("a") x3 Text("b") x3 "#);
+    assert_eq!(show(json!({ "prompt": "a", "n": 2, "best_of": 2, "stream": true })), r#"Text("a") x2 "#);
+    assert_eq!(
+        show(json!({ "prompt": "a", "n": 2, "best_of": 1 })),
+        r#"400 "best_of": `best_of` is 1; expected `n`, which is 2, to 64"#
+    );
+    assert_eq!(
+        show(json!({ "prompt": "a", "best_of": 2, "stream": true })),
+        r#"400 "best_of": `best_of` greater than `n` cannot be streamed: the best choices are known at the end only"#
+    );
+    assert_eq!(
+        show(json!({ "prompt": ["a", "b"], "best_of": 33 })),
+        r#"400 "prompt": 2 prompts with `best_of` 33 are 66 choices; expected 1 to 64"#
+    );
     assert_eq!(
         show(json!({ "prompt": { "text": "a" } })),
         r#"400 "prompt": `prompt`: expected a string, a list of strings, a list of token ids, or a list of lists of token ids"#

@@ -1,12 +1,18 @@
-use std::collections::BTreeMap;
+//! What a sampler picks, what it refuses, and what its choices depend on.
 
-use proptest::prelude::*;
+mod allocations;
+mod distributions;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::reference::{self, History};
-use super::{ChoiceSeed, Sampled, Sampler, SamplerScratch, SamplingError};
-use crate::request::SamplingParams;
+use super::reference::History;
+use super::{ChoiceSeed, Sampled, Sampler, SamplerScratch, SamplerSetup, SamplingError};
+use crate::detokenizer::Vocabulary;
+use crate::request::{DryParams, SamplingParams, XtcParams};
 
 const SEED: ChoiceSeed = ChoiceSeed { seed: 42, choice: 0 };
 
@@ -14,58 +20,42 @@ fn greedy() -> SamplingParams {
     SamplingParams { temperature: 0.0, ..SamplingParams::default() }
 }
 
-fn sampler(params: &SamplingParams, history: &History) -> Sampler {
-    let mut sampler = Sampler::new(params, SEED, None, &history.prompt);
+/// Text of token `token_id`: short, so that breakers of several tokens happen.
+fn text_of(token_id: usize) -> String {
+    let letter = |index: usize| char::from(b'a' + (index % 26) as u8);
+    if token_id.is_multiple_of(3) {
+        letter(token_id).to_string()
+    } else {
+        [letter(token_id), letter(token_id / 26)].iter().collect()
+    }
+}
+
+fn vocabulary(num_tokens: usize) -> Arc<Vocabulary> {
+    let texts: Vec<String> = (0..num_tokens).map(text_of).collect();
+    Arc::new(Vocabulary::from_bytes(&texts.iter().map(String::as_bytes).collect::<Vec<_>>()))
+}
+
+/// A sampler that reports `num_top_logprobs`, after `history`.
+fn seeded(params: &SamplingParams, history: &History, seed: ChoiceSeed, num_top_logprobs: Option<usize>) -> Sampler {
+    let setup = SamplerSetup {
+        params,
+        num_top_logprobs,
+        prompt_token_ids: &history.prompt,
+        vocabulary: &vocabulary(if params.dry.is_some() { 1500 } else { 0 }),
+        stop_token_ids: &Arc::new(history.stop_token_ids.clone()),
+        min_tokens: history.min_tokens,
+    };
+    let mut sampler = Sampler::new(&setup, seed);
     history.output.iter().for_each(|&token_id| sampler.record(token_id));
     sampler
 }
 
+fn sampler(params: &SamplingParams, history: &History) -> Sampler {
+    seeded(params, history, SEED, None)
+}
+
 fn sample(params: &SamplingParams, logits: &[f32]) -> Result<Sampled, SamplingError> {
     sampler(params, &History::default()).sample(&mut logits.to_vec(), &mut SamplerScratch::default())
-}
-
-/// Logits as models have them: a bulk, and a few that stand out; with ties.
-fn random_logits(rng: &mut ChaCha8Rng, vocab_size: usize) -> Vec<f32> {
-    let spread = rng.random_range(0.1..8.0_f32);
-    let logit = |rng: &mut ChaCha8Rng| {
-        let bulk: f32 = (0..4).map(|_| rng.random_range(-1.0..1.0_f32)).sum::<f32>() * spread;
-        if rng.random_ratio(1, 100) { bulk + 10.0 } else { (bulk * 16.0).round() / 16.0 }
-    };
-    (0..vocab_size).map(|_| logit(rng)).collect()
-}
-
-fn random_params(rng: &mut ChaCha8Rng, vocab_size: usize) -> SamplingParams {
-    let choose = |rng: &mut ChaCha8Rng, off: f32, range: std::ops::Range<f32>| {
-        if rng.random_bool(0.5) { off } else { rng.random_range(range) }
-    };
-    let mut logit_bias = BTreeMap::new();
-    for _ in 0..rng.random_range(0..4) {
-        logit_bias.insert(rng.random_range(0..vocab_size as u32), rng.random_range(-100.0..20.0));
-    }
-    SamplingParams {
-        temperature: rng.random_range(0.05..3.0),
-        top_k: if rng.random_bool(0.5) { None } else { Some(rng.random_range(1..2 * vocab_size)) },
-        top_p: choose(rng, 1.0, 0.01..1.0),
-        min_p: choose(rng, 0.0, 0.0..1.0),
-        repetition_penalty: choose(rng, 1.0, 0.5..2.0),
-        frequency_penalty: choose(rng, 0.0, -2.0..2.0),
-        presence_penalty: choose(rng, 0.0, -2.0..2.0),
-        logit_bias,
-        seed: None,
-    }
-}
-
-fn random_history(rng: &mut ChaCha8Rng, vocab_size: usize) -> History {
-    let mut tokens = |max_len: usize| {
-        let len = rng.random_range(0..max_len);
-        (0..len).map(|_| rng.random_range(0..vocab_size as u32)).collect::<Vec<_>>()
-    };
-    History { prompt: tokens(50), output: tokens(50) }
-}
-
-/// Half the sum of all differences: 0 for equal distributions, 1 for disjoint ones.
-fn total_variation(left: &[f64], right: &[f64]) -> f64 {
-    left.iter().zip(right).map(|(left, right)| (left - right).abs()).sum::<f64>() / 2.0
 }
 
 /// Tokens that may be drawn from logits 0, 1, … in the order given, with their probabilities in percent.
@@ -75,23 +65,6 @@ fn check(params: &SamplingParams, logits: &[f32], expected: &str) {
     let kept = probabilities.iter().enumerate().filter(|(_, probability)| **probability > 0.0);
     let kept: Vec<_> = kept.map(|(token_id, probability)| format!("{token_id}: {:.0}", probability * 100.0)).collect();
     assert_eq!(kept.join(", "), expected, "{params:?}");
-}
-
-#[test]
-fn distributions_are_those_of_the_plain_sampler() {
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mut scratch = SamplerScratch::default();
-    for round in 0..2000 {
-        let vocab_size = [7, 100, 1500][round % 3];
-        let (params, history) = (random_params(&mut rng, vocab_size), random_history(&mut rng, vocab_size));
-        let logits = random_logits(&mut rng, vocab_size);
-        let adjusted = reference::adjust(&params, &history, &logits);
-        let expected = reference::probabilities(&params, &adjusted);
-        let found = sampler(&params, &history).probabilities(&mut logits.clone(), &mut scratch);
-        let distance = total_variation(&expected, &found);
-        // f32 may keep or drop a token of the tail that f64 does not.
-        assert!(distance < 1e-3, "round {round}: {distance}\n{params:?}");
-    }
 }
 
 #[test]
@@ -114,6 +87,91 @@ fn each_truncation_keeps_the_likeliest_tokens_and_of_equals_the_lowest_ids() {
 }
 
 #[test]
+fn what_top_n_sigma_typical_p_and_xtc_keep() {
+    // Weights 4, 2, 1, 1, 1, 1 of 10.
+    let logits = [0.0, 4.0_f32.ln(), 0.0, 2.0_f32.ln(), 0.0, 0.0];
+    let all = SamplingParams::default();
+    // Mean 0.347, deviation 0.531; the top is 1.386 and half of it 0.693.
+    check(&SamplingParams { top_n_sigma: Some(1.31), ..all.clone() }, &logits, "1: 67, 3: 33");
+    check(&SamplingParams { top_n_sigma: Some(1.3), ..all.clone() }, &logits, "1: 100");
+    // It ignores the temperature, and what a bias has banned.
+    check(&SamplingParams { top_n_sigma: Some(1.31), temperature: 9.0, ..all.clone() }, &logits, "1: 52, 3: 48");
+    let banned = SamplingParams { top_n_sigma: Some(1.31), logit_bias: BTreeMap::from([(0, -100.0)]), ..all.clone() };
+    check(&banned, &logits, "1: 67, 3: 33");
+    // Of 4, 2, 2, 2 the expected surprise is 1.33 nats; the top has 0.92 and the others 1.61, which is nearer.
+    let flat = [4.0_f32.ln(), 2.0_f32.ln(), 2.0_f32.ln(), 2.0_f32.ln()];
+    check(&SamplingParams { typical_p: 0.19, ..all.clone() }, &flat, "1: 100");
+    check(&SamplingParams { typical_p: 0.3, ..all.clone() }, &flat, "1: 50, 2: 50");
+    check(&SamplingParams { typical_p: 0.5, ..all.clone() }, &flat, "1: 33, 2: 33, 3: 33");
+    check(&SamplingParams { typical_p: 0.65, ..all.clone() }, &flat, "0: 40, 1: 20, 2: 20, 3: 20");
+    let xtc = |threshold| SamplingParams { xtc: Some(XtcParams { probability: 1.0, threshold }), ..all.clone() };
+    check(&xtc(0.5), &logits, "0: 10, 1: 40, 2: 10, 3: 20, 4: 10, 5: 10");
+    check(&xtc(0.3), &logits, "0: 10, 1: 40, 2: 10, 3: 20, 4: 10, 5: 10");
+    check(&xtc(0.15), &logits, "0: 17, 2: 17, 3: 33, 4: 17, 5: 17");
+    check(&xtc(0.05), &logits, "5: 100");
+    // It counts what the others left: of 4 and 2 both are above 0.3.
+    check(&SamplingParams { top_k: Some(2), ..xtc(0.3) }, &logits, "3: 100");
+}
+
+#[test]
+fn xtc_leaves_out_the_top_as_often_as_it_should() {
+    let params =
+        SamplingParams { xtc: Some(XtcParams { probability: 0.3, threshold: 0.1 }), ..SamplingParams::default() };
+    let mut sampler = sampler(&params, &History::default());
+    let mut scratch = SamplerScratch::default();
+    let logits = [0.6_f32.ln(), 0.4_f32.ln()];
+    let num_top =
+        (0..20_000).filter(|_| sampler.sample(&mut logits.to_vec(), &mut scratch).unwrap().token_id == 0).count();
+    // 0.7 · 0.6 of all; five standard deviations are 350. The seed is fixed.
+    assert!(num_top.abs_diff(8_400) < 350, "{num_top}");
+}
+
+#[test]
+fn xtc_changes_no_draw_in_which_it_does_nothing() {
+    let mut scratch = SamplerScratch::default();
+    let mut draw = |xtc: Option<XtcParams>| {
+        let mut sampler = sampler(&SamplingParams { xtc, ..SamplingParams::default() }, &History::default());
+        (0..50).map(|_| sampler.sample(&mut [0.0; 1000], &mut scratch).unwrap().token_id).collect::<Vec<_>>()
+    };
+    // No token of a thousand equal ones reaches the threshold.
+    assert_eq!(draw(Some(XtcParams::default())), draw(None));
+}
+
+#[test]
+fn end_tokens_are_masked_until_there_are_enough_tokens() {
+    let history = History { stop_token_ids: BTreeSet::from([1, 700]), min_tokens: 3, ..History::default() };
+    let params = SamplingParams { logit_bias: BTreeMap::from([(1, 50.0)]), ..greedy() };
+    let mut sampler = seeded(&params, &history, SEED, Some(1));
+    let mut picks = Vec::new();
+    for _ in 0..5 {
+        let sampled = sampler.sample(&mut [0.0, 3.0, 1.0], &mut SamplerScratch::default()).unwrap();
+        // The model's own distribution does not know of it.
+        assert_eq!(sampled.top[0].0, 1);
+        picks.push(sampled.token_id);
+    }
+    assert_eq!(picks, [2, 2, 2, 1, 1]);
+    let only_ends = History { stop_token_ids: BTreeSet::from([0]), min_tokens: 1, ..History::default() };
+    let refused = self::sampler(&greedy(), &only_ends).sample(&mut [0.0], &mut SamplerScratch::default());
+    assert_eq!(refused, Err(SamplingError::AllMasked));
+}
+
+#[test]
+fn repetition_penalty_looks_back_as_far_as_it_is_told() {
+    let history = History { prompt: vec![0, 1], output: vec![2, 3], ..History::default() };
+    let penalized = |repetition_window| {
+        let params = SamplingParams { repetition_penalty: 2.0, repetition_window, ..SamplingParams::default() };
+        let mut logits = [1.0; 5];
+        sampler(&params, &history).sample(&mut logits, &mut SamplerScratch::default()).unwrap();
+        (0..5).filter(|&token_id| logits[token_id] < 1.0).collect::<Vec<_>>()
+    };
+    assert_eq!(penalized(None), [0, 1, 2, 3]);
+    assert_eq!(penalized(Some(9)), [0, 1, 2, 3]);
+    assert_eq!(penalized(Some(3)), [1, 2, 3]);
+    assert_eq!(penalized(Some(1)), [3]);
+    assert_eq!(penalized(Some(0)), [0; 0]);
+}
+
+#[test]
 fn masked_tokens_are_never_drawn() {
     let logits = [f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY, 1.0];
     check(&SamplingParams::default(), &logits, "1: 50, 3: 50");
@@ -131,7 +189,7 @@ fn greedy_takes_the_lowest_id_of_equals_and_temperatures_near_zero_agree() {
 
 #[test]
 fn bias_comes_before_penalties_and_penalties_before_the_choice() {
-    let history = History { prompt: vec![0], output: vec![1, 1] };
+    let history = History { prompt: vec![0], output: vec![1, 1], ..History::default() };
     let pick = |params: SamplingParams, logits: &[f32]| {
         let mut sampler = sampler(&params, &history);
         sampler.sample(&mut logits.to_vec(), &mut SamplerScratch::default()).unwrap().token_id
@@ -175,7 +233,7 @@ fn a_draw_depends_on_seed_choice_and_position_alone() {
     let logits = vec![0.0; 1000];
     let mut scratch = SamplerScratch::default();
     let mut draw = |seed: ChoiceSeed, num_before: usize| {
-        let mut sampler = Sampler::new(&SamplingParams::default(), seed, None, &[]);
+        let mut sampler = seeded(&SamplingParams::default(), &History::default(), seed, None);
         (0..num_before).for_each(|_| sampler.record(0));
         (0..8).map(|_| sampler.sample(&mut logits.clone(), &mut scratch).unwrap().token_id).collect::<Vec<_>>()
     };
@@ -201,7 +259,7 @@ fn logprobs_are_of_the_models_own_distribution() {
     let logits = [1.0, 3.0, 2.0, f32::NEG_INFINITY, 3.0];
     let params =
         SamplingParams { logit_bias: BTreeMap::from([(1, -50.0), (2, 60.0)]), presence_penalty: 1.0, ..greedy() };
-    let mut sampler = Sampler::new(&params, SEED, Some(20), &[]);
+    let mut sampler = seeded(&params, &History::default(), SEED, Some(20));
     sampler.record(2);
     let sampled = sampler.sample(&mut logits.to_vec(), &mut SamplerScratch::default()).unwrap();
     let normalizer = (1.0_f32.exp() + 2.0_f32.exp() + 2.0 * 3.0_f32.exp()).ln();
@@ -217,7 +275,7 @@ fn logprobs_are_of_the_models_own_distribution() {
 fn logprobs_are_computed_only_if_asked_for() {
     let sampled = sample(&SamplingParams::default(), &[1.0, 2.0]).unwrap();
     assert_eq!((sampled.logprob, sampled.top), (None, vec![]));
-    let mut sampler = Sampler::new(&greedy(), SEED, Some(0), &[]);
+    let mut sampler = seeded(&greedy(), &History::default(), SEED, Some(0));
     let sampled = sampler.sample(&mut [1.0, 1.0], &mut SamplerScratch::default()).unwrap();
     assert_eq!((sampled.logprob, sampled.top), (Some(-std::f32::consts::LN_2), vec![]));
 }
@@ -239,28 +297,14 @@ fn a_failed_call_leaves_the_sampler_as_it_was() {
     assert_eq!(sampler.num_output_tokens(), 0);
 }
 
-proptest! {
-    #[test]
-    fn any_valid_parameters_draw_a_token_that_is_not_masked(seed: u64, num_masked in 0_usize..40) {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let params = random_params(&mut rng, 40);
-        prop_assert!(params.validate(40).is_ok());
-        let mut logits = random_logits(&mut rng, 40);
-        for _ in 0..num_masked {
-            logits[rng.random_range(1..40)] = f32::NEG_INFINITY;
-        }
-        let history = random_history(&mut rng, 40);
-        let mut sampler = sampler(&params, &history);
-        let sampled = sampler.sample(&mut logits.clone(), &mut SamplerScratch::default()).unwrap();
-        prop_assert!(logits[sampled.token_id as usize] > f32::NEG_INFINITY);
-    }
+/// That `params` are refused with this message.
+fn refused(params: &SamplingParams, expected: &str) {
+    assert_eq!(params.validate(100).map_err(|error| error.to_string()), Err(expected.to_owned()));
 }
 
 #[test]
 fn parameters_out_of_range_are_refused_by_name_value_and_range() {
-    let check = |params: SamplingParams, expected: &str| {
-        assert_eq!(params.validate(100).map_err(|error| error.to_string()), Err(expected.to_owned()));
-    };
+    let check = |params: SamplingParams, expected| refused(&params, expected);
     let good = SamplingParams::default();
     good.validate(100).unwrap();
     check(SamplingParams { temperature: -1.0, ..good.clone() }, "`temperature` is -1; it must be between 0 and 100");
@@ -283,9 +327,45 @@ fn parameters_out_of_range_are_refused_by_name_value_and_range() {
         SamplingParams { presence_penalty: -3.0, ..good.clone() },
         "`presence_penalty` is -3; it must be between -2 and 2",
     );
+    let sigma = SamplingParams { top_n_sigma: Some(-1.0), ..good.clone() };
+    check(sigma, "`top_n_sigma` is -1; it must be greater than 0 and at most 1000000");
+    check(
+        SamplingParams { typical_p: 0.0, ..good.clone() },
+        "`typical_p` is 0; it must be greater than 0 and at most 1",
+    );
+    let xtc =
+        |probability, threshold| SamplingParams { xtc: Some(XtcParams { probability, threshold }), ..good.clone() };
+    check(xtc(1.5, 0.1), "`xtc_probability` is 1.5; it must be between 0 and 1");
+    check(xtc(0.5, -0.1), "`xtc_threshold` is -0.1; it must be between 0 and 1");
     let biased = |token_id, bias| SamplingParams { logit_bias: BTreeMap::from([(token_id, bias)]), ..good.clone() };
     check(biased(100, 0.0), "`logit_bias` is token 100; it must be a token id below 100");
     check(biased(3, 101.0), "`logit_bias` is 101; it must be between -100 and 100");
     let refused = super::validate_logprobs(Some(21)).unwrap_err();
     assert_eq!(refused.to_string(), "`top_logprobs` is 21; it must be at most 20");
+}
+
+#[test]
+fn parameters_of_dry_out_of_range_are_refused_by_name_value_and_range() {
+    let dry = |params: DryParams| SamplingParams { dry: Some(params), ..SamplingParams::default() };
+    let check = |params: DryParams, expected| refused(&dry(params), expected);
+    let plain = DryParams::default();
+    dry(plain.clone()).validate(100).unwrap();
+    check(DryParams { multiplier: -1.0, ..plain.clone() }, "`dry_multiplier` is -1; it must be between 0 and 100");
+    check(DryParams { base: 0.5, ..plain.clone() }, "`dry_base` is 0.5; it must be between 1 and 100");
+    check(
+        DryParams { allowed_length: 0, ..plain.clone() },
+        "`dry_allowed_length` is 0; it must be between 1 and 8192 tokens",
+    );
+    check(
+        DryParams { window: 8193, ..plain.clone() },
+        "`dry_penalty_last_n` is 8193; it must be between 1 and 8192 tokens",
+    );
+    check(
+        DryParams { sequence_breakers: vec!["a".into(); 65], ..plain.clone() },
+        "`dry_sequence_breakers` is 65 strings; it must be at most 64",
+    );
+    check(
+        DryParams { sequence_breakers: vec![String::new()], ..plain },
+        "`dry_sequence_breakers` is a string of 0 bytes; it must be of 1 to 256 bytes each",
+    );
 }
