@@ -261,6 +261,8 @@ pub enum TextEvent {
         choice: usize,
         /// Why.
         reason: FinishReason,
+        /// The stop string that ended it, if one did.
+        stop_string: Option<String>,
         /// Tokens generated, an end token included.
         num_completion_tokens: usize,
     },

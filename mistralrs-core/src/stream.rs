@@ -45,6 +45,18 @@ impl ChoiceStream {
     }
 }
 
+/// Why a choice ended.
+struct Ending {
+    reason: FinishReason,
+    stop_string: Option<String>,
+}
+
+impl Ending {
+    fn at(stop_string: String) -> Self {
+        Self { reason: FinishReason::Stop, stop_string: Some(stop_string) }
+    }
+}
+
 impl TextStream {
     pub(crate) fn new(
         choices: Vec<ChoiceStream>,
@@ -109,12 +121,12 @@ impl TextStream {
                 self.fail(choice, "the server is shutting down".to_owned());
             }
             Some(SequenceEvent::Finished { reason, num_completion_tokens }) => {
-                let (rest, reason) = match self.choices[choice].detokenizer.finish() {
-                    Piece::Text(text) => (text, reason),
-                    Piece::Stop(text) => (text, FinishReason::Stop),
+                let (rest, ending) = match self.choices[choice].detokenizer.finish() {
+                    Piece::Text(text) => (text, Ending { reason, stop_string: None }),
+                    Piece::Stop { text, stop_string } => (text, Ending::at(stop_string)),
                 };
                 self.push_delta(choice, rest, Vec::new());
-                self.end(choice, reason, num_completion_tokens);
+                self.end(choice, ending, num_completion_tokens);
             }
             Some(SequenceEvent::Refused { error }) => {
                 self.choices[choice].has_ended = true;
@@ -131,11 +143,11 @@ impl TextStream {
         let num_tokens = state.num_tokens;
         match state.detokenizer.push(sampled.token_id) {
             Piece::Text(text) => self.push_delta(choice, text, logprobs),
-            Piece::Stop(text) => {
+            Piece::Stop { text, stop_string } => {
                 state.cancel();
                 self.admission.wake();
                 self.push_delta(choice, text, logprobs);
-                self.end(choice, FinishReason::Stop, num_tokens);
+                self.end(choice, Ending::at(stop_string), num_tokens);
             }
         }
     }
@@ -146,10 +158,11 @@ impl TextStream {
         }
     }
 
-    fn end(&mut self, choice: usize, reason: FinishReason, num_completion_tokens: usize) {
+    fn end(&mut self, choice: usize, ending: Ending, num_completion_tokens: usize) {
+        let Ending { reason, stop_string } = ending;
         self.choices[choice].has_ended = true;
         self.usage.num_completion_tokens += num_completion_tokens;
-        self.ready.push_back(TextEvent::Finished { choice, reason, num_completion_tokens });
+        self.ready.push_back(TextEvent::Finished { choice, reason, stop_string, num_completion_tokens });
     }
 
     fn fail(&mut self, choice: usize, message: String) {

@@ -207,8 +207,9 @@ async fn collect(mut stream: TextStream) -> Vec<(String, String)> {
     while let Some(event) = stream.next().await {
         let (choice, text, end) = match event {
             TextEvent::Delta { choice, text, .. } => (choice, text, String::new()),
-            TextEvent::Finished { choice, reason, num_completion_tokens } => {
-                (choice, String::new(), format!("{} {num_completion_tokens}", reason.as_str()))
+            TextEvent::Finished { choice, reason, stop_string, num_completion_tokens } => {
+                let at = stop_string.map_or_else(String::new, |stop| format!(" at {stop:?}"));
+                (choice, String::new(), format!("{} {num_completion_tokens}{at}", reason.as_str()))
             }
             TextEvent::Refused { choice, error } => (choice, String::new(), format!("refused: {error}")),
             TextEvent::Failed { choice, message } => (choice, String::new(), format!("failed: {message}")),
@@ -510,7 +511,7 @@ async fn end_tokens_stop_tokens_and_stop_strings_end_a_choice() {
     with_string.stop.strings = vec![stop.clone()];
     let (text, end) = run(&bench, with_string).await.remove(0);
     assert_eq!(text, full[..full.find(&stop).unwrap()]);
-    assert_eq!(end, format!("stop {}", text.len() + 2), "the tokens of the stop string were generated");
+    assert_eq!(end, format!("stop {} at {stop:?}", text.len() + 2), "the tokens of the stop string were generated");
 
     let stop_token = u32::from(full.as_bytes()[5] - b'0');
     let mut with_token = request(&[9, 8, 7], 40);

@@ -1,15 +1,37 @@
-//! Who may call the main port: bearer tokens, kept as hashes, compared in constant time, never logged.
+//! Who may call the main port: API keys, as `Authorization: Bearer KEY` or, as Anthropic's clients send them,
+//! `x-api-key: KEY`. They are kept as hashes, compared in constant time, never logged.
 
-use axum::extract::{Request, State};
+use std::convert::Infallible;
+
+use axum::extract::{FromRequestParts, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http::{HeaderMap, header};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, header};
 use subtle::ConstantTimeEq;
 
 use crate::app::AppState;
 use crate::error::ApiError;
 
 const BEARER: &[u8] = b"bearer ";
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// Who sent a request: the owner of what it leaves behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Principal {
+    /// Whoever reaches the port: there are no keys.
+    Anybody,
+    /// The holder of the key with this hash.
+    Key([u8; blake3::OUT_LEN]),
+}
+
+impl FromRequestParts<AppState> for Principal {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _app: &AppState) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get().copied().unwrap_or(Self::Anybody))
+    }
+}
 
 /// The keys that may call; none: anybody may.
 pub struct ApiKeys {
@@ -25,21 +47,26 @@ impl ApiKeys {
 
     /// # Errors
     /// [`ApiError::Unauthorized`] for a missing or wrong key, where there are keys.
-    fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+    fn check(&self, headers: &HeaderMap) -> Result<Principal, ApiError> {
         if self.hashes.is_empty() {
-            return Ok(());
+            return Ok(Principal::Anybody);
         }
-        let key = bearer_token(headers).ok_or(ApiError::Unauthorized("an API key is needed"))?;
+        let key = presented_key(headers).ok_or(ApiError::Unauthorized("an API key is needed"))?;
         let presented = hash(key);
         // Every key is looked at, so that the time does not tell which one was nearly right.
         let is_known = self.hashes.iter().fold(subtle::Choice::from(0), |known, hash| known | presented.ct_eq(hash));
-        if bool::from(is_known) { Ok(()) } else { Err(ApiError::Unauthorized("the API key is not known")) }
+        if bool::from(is_known) {
+            Ok(Principal::Key(presented))
+        } else {
+            Err(ApiError::Unauthorized("the API key is not known"))
+        }
     }
 }
 
 /// Middleware of the routes that need a key.
-pub async fn require_key(State(app): State<AppState>, request: Request, next: Next) -> Result<Response, ApiError> {
-    app.api_keys.check(request.headers())?;
+pub async fn require_key(State(app): State<AppState>, mut request: Request, next: Next) -> Result<Response, ApiError> {
+    let principal = app.api_keys.check(request.headers())?;
+    request.extensions_mut().insert(principal);
     Ok(next.run(request).await)
 }
 
@@ -47,9 +74,13 @@ fn hash(key: &[u8]) -> [u8; blake3::OUT_LEN] {
     *blake3::hash(key).as_bytes()
 }
 
-fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
-    let (scheme, key) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(BEARER.len())?;
-    scheme.eq_ignore_ascii_case(BEARER).then(|| key.trim_ascii()).filter(|key| !key.is_empty())
+fn presented_key(headers: &HeaderMap) -> Option<&[u8]> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, key) = value.as_bytes().split_at_checked(BEARER.len())?;
+        scheme.eq_ignore_ascii_case(BEARER).then_some(key)
+    });
+    let key = bearer.or_else(|| headers.get(API_KEY).map(http::HeaderValue::as_bytes))?.trim_ascii();
+    (!key.is_empty()).then_some(key)
 }
 
 #[cfg(test)]
@@ -58,13 +89,14 @@ mod tests {
 
     use super::*;
 
-    fn check(authorization: Option<&'static str>, expected: &str) {
+    fn answer(name: HeaderName, value: Option<&'static str>) -> Result<Principal, String> {
         let keys = ApiKeys::new(&["sk-first".to_owned(), "sk-second".to_owned()]);
-        let mut headers = HeaderMap::new();
-        if let Some(value) = authorization {
-            headers.insert(header::AUTHORIZATION, HeaderValue::from_static(value));
-        }
-        let answer = keys.check(&headers).map_or_else(|error| error.to_string(), |()| "passes".to_owned());
+        let headers: HeaderMap = value.map(|value| (name, HeaderValue::from_static(value))).into_iter().collect();
+        keys.check(&headers).map_err(|error| error.to_string())
+    }
+
+    fn check(authorization: Option<&'static str>, expected: &str) {
+        let answer = answer(header::AUTHORIZATION, authorization).map_or_else(|error| error, |_| "passes".to_owned());
         assert_eq!(answer.split(';').next().unwrap(), expected, "{authorization:?}");
     }
 
@@ -78,5 +110,14 @@ mod tests {
         check(Some("Bearer "), "an API key is needed");
         check(None, "an API key is needed");
         assert!(ApiKeys::new(&[]).check(&HeaderMap::new()).is_ok());
+    }
+
+    #[test]
+    fn a_principal_is_its_key_whichever_header_it_came_in() {
+        let principal = |name, value| answer(name, Some(value)).unwrap_or(Principal::Anybody);
+        let first = principal(header::AUTHORIZATION, "Bearer sk-first");
+        assert!(first == principal(API_KEY, " sk-first"));
+        assert!(first != principal(API_KEY, "sk-second"));
+        assert!(answer(API_KEY, Some("sk-firs")).is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{HeaderName, Method, header};
@@ -17,16 +17,27 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{self, CorsLayer};
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
+use crate::anthropic;
 use crate::api_keys::{ApiKeys, require_key};
 use crate::config::{Cors, ServerSettings};
 use crate::error::ApiError;
 use crate::health::{self, Readiness, Stage};
 use crate::metrics::{self, HttpMetrics};
-use crate::openai;
+use crate::openai::{self, ResponseStore};
 
 /// Paths of the main port; a configured metrics page must be beside them.
-pub const TAKEN_PATHS: &[&str] =
-    &["/health", "/ready", "/tokenize", "/detokenize", "/v1/chat/completions", "/v1/completions", "/v1/models"];
+pub const TAKEN_PATHS: &[&str] = &[
+    "/health",
+    "/ready",
+    "/tokenize",
+    "/detokenize",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/models",
+    "/v1/responses",
+];
 
 /// What handlers share. Cheap to clone.
 pub type AppState = Arc<App>;
@@ -37,6 +48,8 @@ pub struct App {
     pub models: Arc<ModelRouter>,
     /// Whether requests can be answered.
     pub readiness: Readiness,
+    /// Responses that can be asked for by their id.
+    pub responses: Arc<ResponseStore>,
     /// Who may call.
     pub api_keys: ApiKeys,
     /// All metrics of the process.
@@ -55,6 +68,7 @@ impl App {
         Arc::new(Self {
             models: Arc::new(ModelRouter::default()),
             readiness: Readiness::default(),
+            responses: ResponseStore::new(settings.responses),
             api_keys: ApiKeys::new(&settings.api_keys),
             http_metrics: HttpMetrics::register(&registry),
             registry,
@@ -103,6 +117,12 @@ pub fn router(app: &AppState, settings: &ServerSettings) -> Router {
     let api = Router::new()
         .route("/v1/chat/completions", post(openai::chat_completions))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/responses", post(openai::create_response))
+        .route("/v1/responses/{id}", get(openai::retrieve_response).delete(openai::delete_response))
+        .route("/v1/responses/{id}/cancel", post(openai::cancel_response))
+        .route("/v1/responses/{id}/input_items", get(openai::list_input_items))
+        .route("/v1/messages", post(anthropic::create_message))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/models", get(openai::list_models))
         // Hub ids have a slash in them.
         .route("/v1/models/{*id}", get(openai::retrieve_model))
@@ -119,6 +139,7 @@ pub fn router(app: &AppState, settings: &ServerSettings) -> Router {
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| answer_panic(&*panic)))
+        .layer(from_fn(anthropic::render_errors))
         .layer(from_fn_with_state(Arc::clone(app), metrics::measure))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
@@ -151,8 +172,11 @@ fn cors_layer(allowed: &Cors) -> CorsLayer {
     } else {
         cors::AllowOrigin::list(allowed.allow_origins.iter().cloned())
     };
-    let methods =
-        if allowed.allow_methods.is_empty() { vec![Method::GET, Method::POST] } else { allowed.allow_methods.clone() };
+    let methods = if allowed.allow_methods.is_empty() {
+        vec![Method::GET, Method::POST, Method::DELETE]
+    } else {
+        allowed.allow_methods.clone()
+    };
     CorsLayer::new()
         .allow_origin(origins)
         .allow_methods(methods)

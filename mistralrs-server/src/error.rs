@@ -1,6 +1,7 @@
 //! What a client of the main port is told when something goes wrong: the only place that knows HTTP status codes and
-//! the shape of OpenAI's errors.
+//! the shape of OpenAI's errors. (`anthropic/error.rs` renders the same errors in the other shape.)
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -42,7 +43,7 @@ pub enum ApiError {
     #[error("the body must be JSON with `Content-Type: application/json`, not `{0}`")]
     MediaType(String),
     /// No key, or not one of the configured ones.
-    #[error("{0}; send `Authorization: Bearer KEY`")]
+    #[error("{0}; send `Authorization: Bearer KEY` or `x-api-key: KEY`")]
     Unauthorized(&'static str),
     /// No such route.
     #[error("there is no `{method} {path}` here")]
@@ -66,6 +67,26 @@ pub enum ApiError {
     /// There is no model and there will be none.
     #[error("no model is loaded: this server was started as an MCP gateway alone")]
     NoModel,
+    /// No such response is kept, or it belongs to another key.
+    #[error(
+        "there is no response with the id `{id}`; responses are kept for a time and a number that the server limits"
+    )]
+    UnknownResponse {
+        /// As asked.
+        id: String,
+    },
+    /// The response to continue is not kept, or it belongs to another key.
+    #[error("there is no response with the id `{id}` to continue; send the conversation in `input` instead")]
+    UnknownPreviousResponse {
+        /// As asked.
+        id: String,
+    },
+    /// As many responses run in the background as the server allows.
+    #[error("{limit} responses run in the background, which is the limit; try again later")]
+    BackgroundFull {
+        /// The configured limit.
+        limit: usize,
+    },
     /// The generation was ended by the server, not by the client or the model.
     #[error("the answer was cut off: the server is shutting down")]
     Interrupted,
@@ -96,14 +117,14 @@ impl ApiError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Request(error) => request_status(error),
-            Self::Invalid { .. } | Self::Json(_) => StatusCode::BAD_REQUEST,
+            Self::Invalid { .. } | Self::Json(_) | Self::UnknownPreviousResponse { .. } => StatusCode::BAD_REQUEST,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
-            Self::NoRoute { .. } | Self::NoModel => StatusCode::NOT_FOUND,
+            Self::NoRoute { .. } | Self::NoModel | Self::UnknownResponse { .. } => StatusCode::NOT_FOUND,
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Loading | Self::Interrupted => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Loading | Self::Interrupted | Self::BackgroundFull { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed(_) | Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -120,7 +141,7 @@ impl ApiError {
     }
 
     /// The engine's messages do not always name the field, which only the API knows.
-    fn message(&self) -> String {
+    pub(crate) fn message(&self) -> String {
         let message = self.to_string();
         match self {
             Self::Request(RequestError::Invalid { param, .. }) if !message.contains(param) => {
@@ -144,6 +165,7 @@ impl ApiError {
             Self::Request(RequestError::Invalid { param, .. }) => Some(param),
             Self::Request(RequestError::UnknownModel { .. }) | Self::NoModel => Some("model"),
             Self::Request(RequestError::Template(_) | RequestError::NoChatTemplate) => Some("messages"),
+            Self::UnknownPreviousResponse { .. } => Some("previous_response_id"),
             _ => None,
         }
     }
@@ -153,8 +175,10 @@ impl ApiError {
         match self {
             Self::Request(RequestError::UnknownModel { .. }) | Self::NoModel => Some("model_not_found"),
             Self::Request(RequestError::TooLong { .. }) => Some("context_length_exceeded"),
-            Self::Request(RequestError::QueueFull { .. }) => Some("queue_full"),
+            Self::Request(RequestError::QueueFull { .. }) | Self::BackgroundFull { .. } => Some("queue_full"),
             Self::Request(RequestError::QueueTimeout { .. }) => Some("queue_timeout"),
+            Self::UnknownResponse { .. } => Some("response_not_found"),
+            Self::UnknownPreviousResponse { .. } => Some("previous_response_not_found"),
             Self::Request(RequestError::ShuttingDown) | Self::Interrupted => Some("shutting_down"),
             Self::Loading => Some("model_loading"),
             Self::Unauthorized(_) => Some("invalid_api_key"),
@@ -202,6 +226,8 @@ impl IntoResponse for ApiError {
         if matches!(self, Self::Unauthorized(_)) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"mistralrs-server\""));
         }
+        // For routes whose clients know another shape: they render it again.
+        response.extensions_mut().insert(Arc::new(self));
         response
     }
 }
@@ -235,6 +261,9 @@ mod tests {
             ApiError::BodyTooLarge { limit: 1024 },
             ApiError::Unauthorized("an API key is needed"),
             ApiError::NoRoute { method: Method::GET, path: "/v2".into() },
+            ApiError::UnknownResponse { id: "resp_1".into() },
+            ApiError::UnknownPreviousResponse { id: "resp_1".into() },
+            ApiError::BackgroundFull { limit: 8 },
             ApiError::Loading,
             ApiError::Panic,
         ];
@@ -259,9 +288,15 @@ mod tests {
         413 Payload Too Large
         {"error":{"message":"the body is larger than 1024 bytes, which is the limit of this server","type":"invalid_request_error","param":null,"code":"request_too_large"}}
         401 Unauthorized
-        {"error":{"message":"an API key is needed; send `Authorization: Bearer KEY`","type":"authentication_error","param":null,"code":"invalid_api_key"}}
+        {"error":{"message":"an API key is needed; send `Authorization: Bearer KEY` or `x-api-key: KEY`","type":"authentication_error","param":null,"code":"invalid_api_key"}}
         404 Not Found
         {"error":{"message":"there is no `GET /v2` here","type":"invalid_request_error","param":null,"code":"unknown_url"}}
+        404 Not Found
+        {"error":{"message":"there is no response with the id `resp_1`; responses are kept for a time and a number that the server limits","type":"invalid_request_error","param":null,"code":"response_not_found"}}
+        400 Bad Request
+        {"error":{"message":"there is no response with the id `resp_1` to continue; send the conversation in `input` instead","type":"invalid_request_error","param":"previous_response_id","code":"previous_response_not_found"}}
+        503 Service Unavailable Retry-After: 1
+        {"error":{"message":"8 responses run in the background, which is the limit; try again later","type":"server_error","param":null,"code":"queue_full"}}
         503 Service Unavailable Retry-After: 1
         {"error":{"message":"the model is still loading; `GET /ready` tells when it can answer","type":"server_error","param":null,"code":"model_loading"}}
         500 Internal Server Error

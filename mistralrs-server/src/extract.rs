@@ -1,10 +1,12 @@
-//! Request bodies: read with a limit of bytes and time, parsed once, refused in OpenAI's error shape.
+//! What comes with a request, refused in our error shapes: bodies, read with a limit of bytes and time and parsed once;
+//! paths; queries.
 
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use bytes::{Bytes, BytesMut};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
@@ -46,14 +48,52 @@ impl<T: RequestBody> FromRequest<AppState> for Json<T> {
     }
 }
 
+/// What the route's pattern took out of the path.
+pub struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<AppState> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, ApiError> {
+        match axum::extract::Path::from_request_parts(parts, app).await {
+            Ok(axum::extract::Path(path)) => Ok(Self(path)),
+            Err(rejection) => Err(ApiError::Invalid { param: None, message: rejection.body_text() }),
+        }
+    }
+}
+
+/// A query string.
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<AppState> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _app: &AppState) -> Result<Self, ApiError> {
+        match axum::extract::Query::try_from_uri(&parts.uri) {
+            Ok(axum::extract::Query(query)) => Ok(Self(query)),
+            Err(rejection) => Err(ApiError::Invalid { param: None, message: rejection.body_text() }),
+        }
+    }
+}
+
 /// Reads the fields of `T` out of `body`, naming the field that does not fit.
 pub fn fields<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
-    serde_path_to_error::deserialize(body).map_err(|error| {
-        let path = error.path().to_string();
+    fields_at("", body)
+}
+
+/// The same for a part of the body, which is at `path`.
+pub fn fields_at<T: DeserializeOwned>(path: &str, part: &Value) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(part).map_err(|error| {
+        let path = match (path, error.path().to_string().as_str()) {
+            ("", ".") => None,
+            (path, ".") => Some(path.to_owned()),
+            ("", inner) => Some(inner.to_owned()),
+            (path, inner) => Some(format!("{path}.{inner}")),
+        };
         let problem = error.into_inner().to_string();
-        match path.as_str() {
-            "." => ApiError::Invalid { param: None, message: problem },
-            _ => ApiError::invalid(path.clone(), format!("`{path}`: {problem}")),
+        match path {
+            None => ApiError::Invalid { param: None, message: problem },
+            Some(path) => ApiError::invalid(path.clone(), format!("`{path}`: {problem}")),
         }
     })
 }

@@ -1,12 +1,13 @@
 //! The process: reads configuration, builds engine and gateway, serves, drains.
 //!
 //! Reading order: [`cli`] and [`config`] are what people write, [`process`] the life of the process, [`app`] the route table,
-//! [`openai`] the handlers. `http_mcp` is the MCP endpoint, `adapters` joins engine and gateway.
+//! [`openai`] and [`anthropic`] the handlers. `http_mcp` is the MCP endpoint, `adapters` joins engine and gateway.
 //!
 //! **Never** here: tensors, scheduling, the protocol of upstream servers.
 
 #[cfg(feature = "http-mcp-stream")]
 pub mod adapters;
+pub mod anthropic;
 pub mod api_keys;
 pub mod app;
 pub mod bench;

@@ -1,6 +1,5 @@
 //! The life of the process: bind, answer while loading, serve, and drain at a signal.
 
-#[cfg(feature = "http-mcp-stream")]
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,6 +95,7 @@ pub async fn run(settings: Settings, model: Option<PendingModel>) -> Result<(), 
 
     end_at_signal(servers.shutdown.clone());
     warn_if_open(&settings.server);
+    tokio::spawn(Arc::clone(&app.responses).sweep(servers.shutdown.clone()));
     announce("OpenAI API", &main_port, "/v1");
     servers.spawn(main_port, app::router(&app, &settings.server));
 
@@ -150,6 +150,7 @@ async fn load(app: &AppState, model: Option<PendingModel>) -> Result<(), Process
 async fn drain(app: &AppState, servers: Servers, drain_timeout: Duration) {
     app.readiness.advance(Stage::Draining);
     servers.shutdown.cancel();
+    app.responses.cancel_running();
     servers.tasks.close();
     let models = app.models.models();
     let models = join_all(models.iter().map(Model::shutdown));

@@ -1,4 +1,4 @@
-//! The whole road: a real model behind the real binary, driven by the openai package and by plain HTTP.
+//! The whole road: a real model behind the real binary, driven by clients that no one here wrote and by plain HTTP.
 
 mod support;
 
@@ -19,19 +19,19 @@ static SHARED: Shared = Shared::new(|| Launch::model().option("--max-seqs", "16"
 /// How long the engine may take to notice what happened: a step or two on a loaded machine.
 const SETTLING: Duration = Duration::from_mins(1);
 
-macro_rules! openai_scenarios {
-    ($($scenario:ident),+ $(,)?) => {$(
+/// Each is a function of the same name in a script of tests/support/python.
+macro_rules! scenarios {
+    ($script:literal: $($scenario:ident),+ $(,)?) => {$(
         #[tokio::test]
         async fn $scenario() -> anyhow::Result<()> {
             let python = require_tools!(Python);
             let server = SHARED.get().await?;
-            openai(&python, &server, stringify!($scenario), &[]).await
+            client(&python, &server, $script, stringify!($scenario)).await
         }
     )+};
 }
 
-// Each is a function of the same name in tests/support/python/openai_client.py.
-openai_scenarios!(
+scenarios!("openai_client.py":
     chat_answers_a_question,
     stream_gives_the_same_text,
     stream_without_options_has_no_usage,
@@ -45,6 +45,24 @@ openai_scenarios!(
     models_are_listed_and_retrieved,
     errors_arrive_as_the_right_exceptions,
 );
+
+scenarios!("responses_client.py":
+    a_response_answers_a_question,
+    a_response_streams_its_stages_and_the_same_text,
+    a_response_is_retrieved_and_deleted,
+    a_conversation_goes_on_by_the_id_of_its_last_response,
+    errors_of_responses_arrive_as_the_right_exceptions,
+);
+
+scenarios!("anthropic_client.py":
+    a_message_answers_a_question,
+    a_message_ends_at_its_limit_or_at_a_stop_sequence,
+    a_message_streams_the_same_text,
+    the_system_and_earlier_turns_are_heard,
+    errors_of_messages_arrive_as_the_right_exceptions,
+);
+
+scenarios!("agent_client.py": an_agent_talks_over_chat_completions, an_agent_talks_over_responses);
 
 #[tokio::test]
 async fn run_selects_the_format_of_a_local_file_by_itself() -> anyhow::Result<()> {
@@ -227,7 +245,7 @@ async fn a_full_queue_is_refused_with_a_time_to_come_back() -> anyhow::Result<()
 }
 
 #[tokio::test]
-async fn the_openai_package_comes_back_until_the_queue_has_room() -> anyhow::Result<()> {
+async fn real_clients_come_back_until_the_queue_has_room() -> anyhow::Result<()> {
     let python = require_tools!(Python);
     // One sequence and one place to wait: of ten clients at once, eight must come back.
     let launch = Launch::model().option("--max-seqs", "1").file(
@@ -236,9 +254,126 @@ async fn the_openai_package_comes_back_until_the_queue_has_room() -> anyhow::Res
         "[engine]\nmax_waiting_requests = 1\n",
     );
     let server = launch.start().await?;
-    openai(&python, &server, "full_queue_is_retried_until_served", &[]).await?;
-    ensure!(server.http().scrape().await?.count("mistralrs_sequences_rejected_total", &[])? > 0, "nobody had to");
+    let mut num_refused = 0;
+    for (script, scenario) in [
+        ("openai_client.py", "full_queue_is_retried_until_served"),
+        ("responses_client.py", "a_full_queue_is_waited_out"),
+        ("anthropic_client.py", "a_full_queue_is_waited_out"),
+    ] {
+        client(&python, &server, script, scenario).await?;
+        let refused = server.http().scrape().await?.count("mistralrs_sequences_rejected_total", &[])?;
+        ensure!(refused > num_refused, "{script}: nobody had to");
+        num_refused = refused;
+    }
     Ok(())
+}
+
+#[tokio::test]
+async fn background_responses_run_without_a_client_and_leave_nothing_behind() -> anyhow::Result<()> {
+    let python = require_tools!(Python);
+    let server = Launch::model().start().await?;
+    let scenario = "a_background_response_runs_until_it_ends_or_is_cancelled";
+    client(&python, &server, "responses_client.py", scenario).await?;
+    check_nothing_is_held(&server.http()).await
+}
+
+#[tokio::test]
+async fn background_responses_are_limited_in_number() -> anyhow::Result<()> {
+    let config = "[server.responses]\nmax_background = 1\n";
+    let server = Launch::model().file("--config", "mistralrs.toml", config).start().await?;
+    let http = server.http();
+    let endless = json!({ "input": "hi", "background": true, "ignore_eos": true, "max_output_tokens": 4000 });
+    let first = http.post("/v1/responses", &endless).await?.ok()?;
+    let refused = http.post("/v1/responses", &endless).await?;
+    refused.openai_error(503)?;
+    ensure!(refused.header("retry-after").parse::<u64>()? >= 1, "{refused:?}");
+    let id = first["id"].as_str().context("no id")?;
+    http.post(&format!("/v1/responses/{id}/cancel"), &json!({})).await?.ok()?;
+    check_nothing_is_held(&http).await
+}
+
+#[tokio::test]
+async fn clients_that_leave_responses_and_messages_leave_nothing_behind() -> anyhow::Result<()> {
+    let server = Launch::model().start().await?;
+    let http = server.http();
+    for (path, request) in endless_streams() {
+        let mut response = http.open(path, &request).await?;
+        response.chunk().await?.with_context(|| format!("{path}: the stream ended at once"))?;
+        drop(response);
+        check_nothing_is_held(&http).await.context(path)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn streams_that_the_drain_cuts_off_end_with_an_error_in_their_own_shape() -> anyhow::Result<()> {
+    let config = "[server]\ndrain_timeout_secs = 0\n";
+    let mut server = Launch::model().file("--config", "mistralrs.toml", config).start().await?;
+    let http = server.http();
+    let mut responses = Vec::new();
+    for (path, request) in endless_streams() {
+        let mut response = http.open(path, &request).await?;
+        let beginning = response.chunk().await?.with_context(|| format!("{path}: the stream ended at once"))?;
+        responses.push((beginning, response));
+    }
+    server.terminate()?;
+    let mut ends = Vec::new();
+    for (beginning, mut response) in responses {
+        let mut reader = sse::Reader::default();
+        let mut events = reader.push(&beginning)?;
+        while let Some(bytes) = response.chunk().await? {
+            events.extend(reader.push(&bytes)?);
+        }
+        ends.push(ending(&events));
+    }
+    let expected =
+        ["message the server is shutting down | [DONE]", "response.failed the server is shutting down | [DONE]"];
+    ensure!(ends[..2] == expected && ends[2].ends_with("| error the server is shutting down"), "{ends:#?}");
+    ensure!(server.wait_for_exit(SETTLING).await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn streams_that_take_too_long_end_with_an_error_in_their_own_shape() -> anyhow::Result<()> {
+    let config = "[server]\nrequest_timeout_secs = 1\n";
+    let server = Launch::model().file("--config", "mistralrs.toml", config).start().await?;
+    let http = server.http();
+    let mut ends = Vec::new();
+    for (path, request) in endless_streams() {
+        ends.push(ending(&sse::read_all(http.open(path, &request).await?).await?));
+    }
+    let late = "the answer was not complete within 1s, which is the limit of this server";
+    let expected = [format!("message {late} | [DONE]"), format!("response.failed {late} | [DONE]")];
+    ensure!(ends[..2] == expected && ends[2].ends_with(&format!("| error {late}")), "{ends:#?}");
+    Ok(())
+}
+
+/// Streams of each shape that do not end by themselves while a test looks.
+fn endless_streams() -> [(&'static str, Value); 3] {
+    let message = json!([{ "role": "user", "content": "Tell me a story." }]);
+    let endless = |field: &str, value: &Value, limit: &str| {
+        let mut request = json!({ "model": "default", "temperature": 0, "ignore_eos": true, "stream": true });
+        request[field] = value.clone();
+        request[limit] = json!(6000);
+        request
+    };
+    [
+        ("/v1/chat/completions", endless("messages", &message, "max_tokens")),
+        ("/v1/responses", endless("input", &message, "max_output_tokens")),
+        ("/v1/messages", endless("messages", &message, "max_tokens")),
+    ]
+}
+
+/// The last two events: names, then what they say of an error.
+fn ending(events: &[sse::Event]) -> String {
+    let describe = |event: &sse::Event| match event.json() {
+        Ok(json) => {
+            let message = [&json["response"]["error"]["message"], &json["error"]["message"]].map(Value::as_str);
+            format!("{} {}", event.name, message.into_iter().flatten().next().unwrap_or_default())
+        }
+        Err(_) => event.data.clone(),
+    };
+    events.iter().rev().take(2).rev().map(describe).collect::<Vec<_>>().join(" | ")
 }
 
 #[cfg(feature = "http-mcp-stream")]
@@ -416,10 +551,9 @@ async fn leave_after(http: &Http, is_streaming: bool, prompt: &str) -> anyhow::R
     Ok(())
 }
 
-async fn openai(python: &std::path::Path, server: &Server, scenario: &str, key: &[&str]) -> anyhow::Result<()> {
-    let base = server.http().url("/v1");
-    let arguments = [&[base.as_str(), scenario], key].concat();
-    tools::python(python, "openai_client.py", &arguments).await.map(drop)
+/// Runs a scenario of a client that no one here wrote.
+async fn client(python: &std::path::Path, server: &Server, script: &str, scenario: &str) -> anyhow::Result<()> {
+    tools::python(python, script, &[&server.http().url("/v1"), scenario]).await.map(drop)
 }
 
 async fn complete(http: &Http, request: &Value) -> anyhow::Result<String> {

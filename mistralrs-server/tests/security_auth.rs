@@ -11,20 +11,27 @@ use support::server::Shared;
 use support::{Launch, tools};
 
 const MAIN_KEY: &str = "sk-main-0123456789";
+const OTHER_KEY: &str = "sk-other-9876543210";
 
-static SHARED: Shared = Shared::new(|| Launch::model().option("--api-key", MAIN_KEY));
+static SHARED: Shared = Shared::new(|| Launch::model().option("--api-key", MAIN_KEY).option("--api-key", OTHER_KEY));
 
 #[tokio::test]
 async fn the_main_port_wants_its_key() -> anyhow::Result<()> {
     let server = SHARED.get().await?;
     let stranger = server.http();
     let request = json!({ "model": "default", "prompt": "1,", "max_tokens": 1 });
-    for path in ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"] {
+    for path in ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"] {
         let answer = stranger.post(path, &request).await?;
         answer.openai_error(401)?;
         ensure!(answer.header("www-authenticate").starts_with("Bearer"), "{path}: {answer:?}");
     }
-    stranger.get("/v1/models").await?.openai_error(401)?;
+    for path in ["/v1/models", "/v1/responses/resp_1", "/v1/responses/resp_1/input_items"] {
+        stranger.get(path).await?.openai_error(401)?;
+    }
+    for path in ["/v1/messages", "/v1/messages/count_tokens"] {
+        let (kind, _) = stranger.post(path, &request).await?.anthropic_error(401)?;
+        ensure!(kind == "authentication_error", "{path}: {kind}");
+    }
     stranger.with_key(MAIN_KEY).get("/v1/models").await?.ok()?;
     stranger.with_key(MAIN_KEY).post("/v1/completions", &request).await?.ok()?;
     // Whether the process lives is no secret: probes of an orchestrator carry no key.
@@ -58,6 +65,25 @@ async fn the_openai_package_sees_an_authentication_error() -> anyhow::Result<()>
     let server = SHARED.get().await?;
     let base = server.http().url("/v1");
     tools::python(&python, "openai_client.py", &[&base, "wrong_key_is_an_authentication_error", MAIN_KEY]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_anthropic_package_may_send_the_key_in_either_header() -> anyhow::Result<()> {
+    let python = require_tools!(Python);
+    let server = SHARED.get().await?;
+    let base = server.http().url("/v1");
+    tools::python(&python, "anthropic_client.py", &[&base, "both_headers_carry_the_key", MAIN_KEY]).await?;
+    ensure!(!server.log().contains(MAIN_KEY), "the log holds a key");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_one_key_leaves_behind_another_cannot_find() -> anyhow::Result<()> {
+    let python = require_tools!(Python);
+    let server = SHARED.get().await?;
+    let base = server.http().url("/v1");
+    tools::python(&python, "responses_client.py", &[&base, "another_key_sees_none_of_it", MAIN_KEY, OTHER_KEY]).await?;
     Ok(())
 }
 

@@ -90,13 +90,51 @@ async fn a_directory_without_a_model_says_what_is_missing() -> anyhow::Result<()
 async fn bodies_that_are_not_requests_get_openais_error() -> anyhow::Result<()> {
     let server = SHARED.get().await?;
     let http = server.http();
-    for path in ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"] {
+    for path in ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"] {
         for body in ["", "{", "nonsense", "[]", "7", "null", "{\"model\": \"default\"}"] {
             let answer = http.post_bytes(path, body).await?;
             let message = answer.openai_error(400).with_context(|| format!("{path} with {body:?}"))?;
             ensure!(!message.is_empty(), "{path} with {body:?}: {answer:?}");
         }
         http.post_bytes(path, &b"{\"model\": \"\xff\xfe\"}"[..]).await?.openai_error(400)?;
+    }
+    check_serves(&http).await
+}
+
+#[tokio::test]
+async fn bad_messages_get_anthropics_error_whatever_is_wrong() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    for path in ["/v1/messages", "/v1/messages/count_tokens"] {
+        for body in ["", "{", "[]", "null", "{\"model\": \"default\"}", "{\"messages\": [7], \"max_tokens\": 1}"] {
+            let (kind, message) = http.post_bytes(path, body).await?.anthropic_error(400)?;
+            ensure!(kind == "invalid_request_error" && !message.is_empty(), "{path} with {body:?}: {kind} {message}");
+        }
+        let large = json!({ "system": "x".repeat(10 * 1024 * 1024) });
+        let (kind, _) = http.post(path, &large).await?.anthropic_error(413)?;
+        ensure!(kind == "request_too_large", "{kind}");
+        http.get(path).await?.anthropic_error(405)?;
+        let text = http.request(reqwest::Method::POST, path).header("content-type", "text/plain").body("{}");
+        support::http::read(text.send().await?).await?.anthropic_error(415)?;
+    }
+    check_serves(&http).await
+}
+
+#[tokio::test]
+async fn ids_and_queries_of_responses_are_the_clients_to_get_wrong() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    let id = http.post("/v1/responses", &json!({ "input": "hi", "max_output_tokens": 1 })).await?.ok()?["id"].clone();
+    let id = id.as_str().context("no id")?;
+    for query in ["limit=0", "limit=101", "limit=x", "order=up", "after=msg_unknown", "after=%ff"] {
+        http.get(&format!("/v1/responses/{id}/input_items?{query}")).await?.openai_error(400).context(query)?;
+    }
+    http.get(&format!("/v1/responses/{id}?stream=maybe")).await?.openai_error(400)?;
+    http.get("/v1/responses/%ff").await?.openai_error(400)?;
+    for id in ["resp_unknown", "%00", "%2e%2e", "x".repeat(4000).as_str()] {
+        http.get(&format!("/v1/responses/{id}")).await?.openai_error(404)?;
+        let previous = json!({ "input": "hi", "previous_response_id": id });
+        http.post("/v1/responses", &previous).await?.openai_error(400)?;
     }
     check_serves(&http).await
 }

@@ -38,8 +38,13 @@ pub enum TextStart {
 pub enum Piece {
     /// More may follow.
     Text(String),
-    /// The text before a stop string; the choice ends here.
-    Stop(String),
+    /// A stop string was found; the choice ends here.
+    Stop {
+        /// The text before it.
+        text: String,
+        /// Which one.
+        stop_string: String,
+    },
 }
 
 impl Detokenizer {
@@ -98,7 +103,7 @@ impl Detokenizer {
                 text.push_str(&std::mem::take(&mut self.held));
                 Piece::Text(text)
             }
-            stopped @ Piece::Stop(_) => stopped,
+            stopped @ Piece::Stop { .. } => stopped,
         }
     }
 
@@ -109,8 +114,9 @@ impl Detokenizer {
             self.stop_strings.pass(text.as_bytes());
         } else if let Some(found) = self.stop_strings.advance(text) {
             self.is_stopped = true;
-            self.held.truncate(num_held_before + found.end - found.len);
-            return Piece::Stop(std::mem::take(&mut self.held));
+            self.held.truncate(num_held_before + found.end);
+            let stop_string = self.held.split_off(self.held.len() - found.len);
+            return Piece::Stop { text: std::mem::take(&mut self.held), stop_string };
         }
         let held = self.held.split_off(self.held.len() - self.stop_strings.num_held());
         Piece::Text(std::mem::replace(&mut self.held, held))

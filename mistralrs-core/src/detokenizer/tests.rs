@@ -30,29 +30,29 @@ fn vocabulary(tokenizer: &Tokenizer) -> Arc<Vocabulary> {
     Arc::new(Vocabulary::from_tokenizer(tokenizer).unwrap())
 }
 
-/// All text of `token_ids`, and whether a stop string ended it.
-fn stream(vocabulary: &Arc<Vocabulary>, token_ids: &[u32], stop_strings: &[String]) -> (String, bool) {
+/// All text of `token_ids`, and the stop string that ended it.
+fn stream(vocabulary: &Arc<Vocabulary>, token_ids: &[u32], stop_strings: &[String]) -> (String, Option<String>) {
     let mut detokenizer = Detokenizer::new(Arc::clone(vocabulary), stop_strings, TextStart::Beginning);
     let mut text = String::new();
     for &token_id in token_ids {
         match detokenizer.push(token_id) {
             Piece::Text(piece) => text.push_str(&piece),
-            Piece::Stop(piece) => return (text + &piece, true),
+            Piece::Stop { text: piece, stop_string } => return (text + &piece, Some(stop_string)),
         }
     }
     match detokenizer.finish() {
-        Piece::Text(piece) => (text + &piece, false),
-        Piece::Stop(piece) => (text + &piece, true),
+        Piece::Text(piece) => (text + &piece, None),
+        Piece::Stop { text: piece, stop_string } => (text + &piece, Some(stop_string)),
     }
 }
 
 /// What [`stream`] must give, from the whole text at once: it ends before the stop string that is complete first, of
 /// those complete at the same place the longest.
-fn stopped(text: &str, stop_strings: &[String]) -> (String, bool) {
+fn stopped(text: &str, stop_strings: &[String]) -> (String, Option<String>) {
     let ends = stop_strings.iter().filter_map(|stop| text.find(stop.as_str()).map(|at| (at + stop.len(), at)));
     match ends.min() {
-        Some((_, at)) => (text[..at].to_owned(), true),
-        None => (text.to_owned(), false),
+        Some((end, at)) => (text[..at].to_owned(), Some(text[at..end].to_owned())),
+        None => (text.to_owned(), None),
     }
 }
 
@@ -64,7 +64,7 @@ fn pieces_of_real_text_are_the_tokenizers_own_decoding() {
         for text in TEXTS {
             let encoding = tokenizer.encode(text, true).unwrap();
             let decoded = tokenizer.decode(encoding.get_ids(), true).unwrap();
-            assert_eq!(stream(&vocabulary, encoding.get_ids(), &[]), (decoded.clone(), false), "{family}: {text:?}");
+            assert_eq!(stream(&vocabulary, encoding.get_ids(), &[]), (decoded.clone(), None), "{family}: {text:?}");
             assert_eq!(vocabulary.decode(encoding.get_ids()), decoded, "{family}: {text:?}");
         }
     }
@@ -80,7 +80,7 @@ proptest! {
         });
         SMOLLM.with(|(tokenizer, vocabulary)| {
             let decoded = tokenizer.decode(&ids, true).unwrap();
-            prop_assert_eq!(stream(vocabulary, &ids, &[]), (decoded, false));
+            prop_assert_eq!(stream(vocabulary, &ids, &[]), (decoded, None));
             Ok(())
         })?;
     }
@@ -108,7 +108,7 @@ proptest! {
         let vocabulary = Arc::new(Vocabulary::from_bytes(&slices));
         let token_ids: Vec<u32> = (0..tokens.len() as u32).collect();
         let whole = String::from_utf8_lossy(&tokens.concat()).into_owned();
-        prop_assert_eq!(stream(&vocabulary, &token_ids, &[]), (whole, false));
+        prop_assert_eq!(stream(&vocabulary, &token_ids, &[]), (whole, None));
     }
 }
 
@@ -130,7 +130,7 @@ fn text_that_may_begin_a_stop_string_is_held_back_until_it_does_not() {
     assert_eq!(pieces, ["one ", "", "## two", "", "##x"].map(|piece| Piece::Text(piece.to_owned())));
     assert_eq!(detokenizer.push(0), Piece::Text("one ".to_owned()));
     assert_eq!(detokenizer.push(1), Piece::Text(String::new()));
-    assert_eq!(detokenizer.push(2), Piece::Stop(String::new()));
+    assert_eq!(detokenizer.push(2), Piece::Stop { text: String::new(), stop_string: "###".to_owned() });
     assert_eq!(detokenizer.push(3), Piece::Text(String::new()));
     assert_eq!(detokenizer.finish(), Piece::Text(String::new()));
 }
@@ -138,8 +138,8 @@ fn text_that_may_begin_a_stop_string_is_held_back_until_it_does_not() {
 #[test]
 fn what_was_held_back_for_a_stop_string_comes_at_the_end() {
     let vocabulary = Arc::new(Vocabulary::from_bytes(&[b"a##\xc3"]));
-    assert_eq!(stream(&vocabulary, &[0], &["###".to_owned()]), ("a##\u{fffd}".to_owned(), false));
-    assert_eq!(stream(&vocabulary, &[0], &["#\u{fffd}".to_owned()]), ("a#".to_owned(), true));
+    assert_eq!(stream(&vocabulary, &[0], &["###".to_owned()]), ("a##\u{fffd}".to_owned(), None));
+    assert_eq!(stream(&vocabulary, &[0], &["#\u{fffd}".to_owned()]), ("a#".to_owned(), Some("#\u{fffd}".to_owned())));
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn the_space_before_the_first_word_is_dropped_only_at_the_beginning_of_a_text() 
     let text = |start| {
         let mut detokenizer = Detokenizer::new(Arc::clone(&vocabulary), &[], start);
         let pieces = token_ids.iter().map(|&token_id| match detokenizer.push(token_id) {
-            Piece::Text(text) | Piece::Stop(text) => text,
+            Piece::Text(text) | Piece::Stop { text, .. } => text,
         });
         pieces.collect::<String>()
     };
@@ -210,10 +210,12 @@ fn stop_strings_complete_within_the_first_tokens_are_ordinary_text() {
         for byte in text.bytes() {
             match detokenizer.push(u32::from(byte)) {
                 Piece::Text(piece) => found.push_str(&piece),
-                Piece::Stop(piece) => return assert_eq!(found + &piece + "|", expected, "{min_tokens} {text}"),
+                Piece::Stop { text: piece, .. } => {
+                    return assert_eq!(found + &piece + "|", expected, "{min_tokens} {text}");
+                }
             }
         }
-        let (Piece::Text(rest) | Piece::Stop(rest)) = detokenizer.finish();
+        let (Piece::Text(rest) | Piece::Stop { text: rest, .. }) = detokenizer.finish();
         assert_eq!(found + &rest, expected, "{min_tokens} {text}");
     };
     check(0, "xENDy", "x|");

@@ -98,7 +98,12 @@ impl Script {
     }
 
     fn finished(pieces: &[&str]) -> Self {
-        let last = TextEvent::Finished { choice: 0, reason: FinishReason::Length, num_completion_tokens: 3 };
+        let last = TextEvent::Finished {
+            choice: 0,
+            reason: FinishReason::Length,
+            stop_string: None,
+            num_completion_tokens: 3,
+        };
         Self::new(pieces, Some(last))
     }
 }

@@ -87,6 +87,7 @@ impl Target for InProcess {
             match event {
                 TextEvent::Delta { .. } => pieces.arrived(),
                 TextEvent::Finished { .. } => {}
+                TextEvent::Refused { error, .. } => return Err(Failure::Refused(error.to_string())),
                 TextEvent::Failed { message, .. } => return Err(Failure::Failed(message)),
             }
         }

@@ -64,6 +64,8 @@ pub struct ServerSection {
     pub drain_timeout_secs: u64,
     /// Browsers of other origins; off unless origins are named.
     pub cors: CorsSection,
+    /// Responses of `/v1/responses` that are kept.
+    pub responses: ResponsesSection,
 }
 
 impl Default for ServerSection {
@@ -80,6 +82,7 @@ impl Default for ServerSection {
             request_timeout_secs: 3600,
             drain_timeout_secs: 30,
             cors: CorsSection::default(),
+            responses: ResponsesSection::default(),
         }
     }
 }
@@ -103,6 +106,31 @@ pub struct CorsSection {
     pub allow_origins: Vec<String>,
     /// Methods they may use. Empty: those that the routes have.
     pub allow_methods: Vec<String>,
+}
+
+/// Responses of `/v1/responses` that are kept, in memory, until the first of these limits. The oldest goes first.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResponsesSection {
+    /// How many; 0: none, and nothing can be continued by its id or run in the background. Default 1000.
+    pub max_stored: usize,
+    /// Their bytes together, as JSON with the conversations they continue. Default 64 MiB.
+    pub max_stored_bytes: usize,
+    /// Seconds a response is kept after it has ended. Default 86400: a day.
+    pub ttl_secs: NonZeroU32,
+    /// Responses that may run in the background at once; one more is answered 503. Default 32.
+    pub max_background: usize,
+}
+
+impl Default for ResponsesSection {
+    fn default() -> Self {
+        Self {
+            max_stored: 1000,
+            max_stored_bytes: 64 << 20,
+            ttl_secs: NonZeroU32::new(24 * 60 * 60).expect("not zero"),
+            max_background: 32,
+        }
+    }
 }
 
 /// Which model is loaded.

@@ -30,7 +30,7 @@ pub(crate) use layers::set;
 pub use print::json_schema;
 #[cfg(feature = "http-mcp-stream")]
 pub use settings::McpSettings;
-pub use settings::{Cors, HubSettings, ModelSelector, ModelSettings, ServerSettings, Settings};
+pub use settings::{Cors, HubSettings, ModelSelector, ModelSettings, ServerSettings, Settings, StoreLimits};
 
 /// Where configuration comes from besides the environment.
 #[derive(Debug, Default)]

@@ -66,6 +66,21 @@ pub struct ServerSettings {
     pub cors: Option<Cors>,
     /// Path of the metrics page.
     pub metrics_endpoint: String,
+    /// Which responses are kept.
+    pub responses: StoreLimits,
+}
+
+/// Which responses are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreLimits {
+    /// How many; 0: none.
+    pub max_stored: usize,
+    /// Bytes of all together.
+    pub max_stored_bytes: usize,
+    /// How long, after they have ended.
+    pub ttl: Duration,
+    /// How many may run in the background.
+    pub max_background: usize,
 }
 
 impl std::fmt::Debug for ServerSettings {
@@ -224,6 +239,12 @@ impl Configuration {
             drain_timeout: Duration::from_secs(section.drain_timeout_secs),
             cors: cors("server.cors", &section.cors)?,
             metrics_endpoint: metrics_endpoint.clone(),
+            responses: StoreLimits {
+                max_stored: section.responses.max_stored,
+                max_stored_bytes: section.responses.max_stored_bytes,
+                ttl: Duration::from_secs(section.responses.ttl_secs.get().into()),
+                max_background: section.responses.max_background,
+            },
         })
     }
 

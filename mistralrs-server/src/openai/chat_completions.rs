@@ -176,7 +176,7 @@ pub(super) async fn collect(
                     all.extend(&logprobs);
                 }
             }
-            Piece::End { choice, reason } => choices[choice].finish_reason = Some(reason.as_str()),
+            Piece::End { choice, reason, .. } => choices[choice].finish_reason = Some(reason.as_str()),
         }
     }
     let usage = UsageField::Known(generation.usage().into());
@@ -237,7 +237,7 @@ impl Chunks for ChatChunks {
     fn render(&mut self, piece: Piece, usage: UsageField) -> Vec<String> {
         let (index, choice) = match piece {
             Piece::Text { choice, text, logprobs } => (choice, self.text(choice, &text, &logprobs)),
-            Piece::End { choice, reason } => (choice, Some(last(choice, reason))),
+            Piece::End { choice, reason, .. } => (choice, Some(last(choice, reason))),
         };
         let choices = self.role(index).into_iter().chain(choice).collect::<Vec<_>>();
         choices.into_iter().map(|choice| self.chunk(choice, usage)).collect()

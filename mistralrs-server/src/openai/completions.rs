@@ -232,7 +232,7 @@ impl TextAnswer {
                         all.extend(&logprobs, offset);
                     }
                 }
-                Piece::End { choice, reason } => choices[choice].0.finish_reason = Some(reason.as_str()),
+                Piece::End { choice, reason, .. } => choices[choice].0.finish_reason = Some(reason.as_str()),
             }
         }
         let Choices { num_generated, num_sent } = sent;
@@ -257,7 +257,7 @@ impl Chunks for TextAnswer {
                 }
                 TextChoice { index: choice, text, logprobs: self.logprobs(choice, &logprobs), finish_reason: None }
             }
-            Piece::End { choice, reason } => TextChoice {
+            Piece::End { choice, reason, .. } => TextChoice {
                 index: choice,
                 text: std::mem::take(&mut self.beginnings[choice]),
                 logprobs: None,

@@ -10,17 +10,18 @@ use crate::error::ApiError;
 
 /// What a choice has to tell.
 #[derive(Debug)]
-pub(super) enum Piece {
+pub(crate) enum Piece {
     /// More text.
     Text { choice: usize, text: String, logprobs: Vec<TokenLogprob> },
-    /// The choice is complete.
-    End { choice: usize, reason: FinishReason },
+    /// The choice is complete; `stop_string` is the one that ended it, if one did.
+    End { choice: usize, reason: FinishReason, stop_string: Option<String> },
 }
 
 /// The choices of one request, over all its prompts. Dropping it cancels them.
-pub(super) struct Generation {
+pub(crate) struct Generation {
     streams: SelectAll<BoxStream<'static, Item>>,
     usage: Usage,
+    num_prompt_tokens: usize,
     num_choices: usize,
     num_running: usize,
     deadline: Option<Deadline>,
@@ -41,11 +42,11 @@ impl Generation {
         requests: Vec<GenerateRequest>,
         deadline: Option<Deadline>,
     ) -> Result<Self, ApiError> {
-        let mut generation =
-            Self { streams: SelectAll::new(), usage: Usage::default(), num_choices: 0, num_running: 0, deadline };
+        let mut generation = Self::new(deadline);
         for request in requests {
             let num_choices = request.num_choices;
             let text = model.generate(request).await?;
+            generation.num_prompt_tokens += text.usage().num_prompt_tokens;
             let items = stream::unfold(Some(text), |text| async {
                 let mut text = text?;
                 Some(match text.next().await {
@@ -61,11 +62,22 @@ impl Generation {
     /// A finished answer, for tests of what is made of it.
     #[cfg(test)]
     pub fn from_events(num_choices: usize, events: Vec<TextEvent>, usage: Usage) -> Self {
-        let mut generation =
-            Self { streams: SelectAll::new(), usage: Usage::default(), num_choices: 0, num_running: 0, deadline: None };
+        let mut generation = Self::new(None);
+        generation.num_prompt_tokens = usage.num_prompt_tokens;
         let items = events.into_iter().map(Item::Event).chain([Item::Usage(usage)]).collect::<Vec<_>>();
         generation.add(stream::iter(items).boxed(), num_choices);
         generation
+    }
+
+    fn new(deadline: Option<Deadline>) -> Self {
+        Self {
+            streams: SelectAll::new(),
+            usage: Usage::default(),
+            num_prompt_tokens: 0,
+            num_choices: 0,
+            num_running: 0,
+            deadline,
+        }
     }
 
     fn add(&mut self, items: BoxStream<'static, Item>, num_choices: usize) {
@@ -78,6 +90,11 @@ impl Generation {
     /// How many choices there are.
     pub fn num_choices(&self) -> usize {
         self.num_choices
+    }
+
+    /// Tokens of all prompts together, known from the start.
+    pub fn num_prompt_tokens(&self) -> usize {
+        self.num_prompt_tokens
     }
 
     /// What was used; complete after [`Self::next`] has returned `None`.
@@ -117,9 +134,9 @@ impl Generation {
             TextEvent::Finished { reason: FinishReason::Error, .. } => {
                 Err(self.fail(ApiError::Failed("the engine failed on this request".to_owned())))
             }
-            TextEvent::Finished { choice, reason, .. } => {
+            TextEvent::Finished { choice, reason, stop_string, .. } => {
                 self.num_running -= 1;
-                Ok(Piece::End { choice, reason })
+                Ok(Piece::End { choice, reason, stop_string })
             }
             TextEvent::Refused { error, .. } => Err(self.fail(error.into())),
             TextEvent::Failed { message, .. } => Err(self.fail(ApiError::Failed(message))),
@@ -146,8 +163,8 @@ impl Item {
             Self::Event(TextEvent::Delta { choice, text, logprobs }) => {
                 Self::Event(TextEvent::Delta { choice: first + choice, text, logprobs })
             }
-            Self::Event(TextEvent::Finished { choice, reason, num_completion_tokens }) => {
-                Self::Event(TextEvent::Finished { choice: first + choice, reason, num_completion_tokens })
+            Self::Event(TextEvent::Finished { choice, reason, stop_string, num_completion_tokens }) => {
+                Self::Event(TextEvent::Finished { choice: first + choice, reason, stop_string, num_completion_tokens })
             }
             Self::Event(TextEvent::Refused { choice, error }) => {
                 Self::Event(TextEvent::Refused { choice: first + choice, error })

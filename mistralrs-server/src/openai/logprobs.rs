@@ -12,14 +12,15 @@ pub(super) struct ChatLogprobs {
     content: Vec<ChatLogprob>,
 }
 
-#[derive(Debug, Serialize)]
-struct ChatLogprob {
+/// A token with its alternatives, as chat completions and responses have it.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct ChatLogprob {
     #[serde(flatten)]
     token: ChatToken,
     top_logprobs: Vec<ChatToken>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 struct ChatToken {
     token: String,
     logprob: f32,
@@ -29,10 +30,13 @@ struct ChatToken {
 impl ChatLogprobs {
     /// Adds the tokens of one piece of text.
     pub fn extend(&mut self, tokens: &[TokenLogprob]) {
-        self.content.extend(tokens.iter().map(|token| ChatLogprob {
-            token: ChatToken::from(token),
-            top_logprobs: token.top.iter().map(ChatToken::from).collect(),
-        }));
+        self.content.extend(tokens.iter().map(ChatLogprob::from));
+    }
+}
+
+impl From<&TokenLogprob> for ChatLogprob {
+    fn from(token: &TokenLogprob) -> Self {
+        Self { token: token.into(), top_logprobs: token.top.iter().map(ChatToken::from).collect() }
     }
 }
 

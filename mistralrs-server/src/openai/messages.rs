@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::ApiError;
 
 /// Messages of one conversation; more is a mistake of the client, and costs the template time.
-const MAX_MESSAGES: usize = 10_000;
+pub(crate) const MAX_MESSAGES: usize = 10_000;
 
 /// Checks `messages` and flattens their content to plain text, in OpenAI's order and with all other keys kept.
 ///
@@ -22,7 +22,7 @@ pub(super) fn check(messages: &[Value]) -> Result<Vec<Value>, ApiError> {
 }
 
 /// Variables for the template, by name.
-pub(super) fn template_kwargs(kwargs: Option<&Map<String, Value>>) -> BTreeMap<String, Value> {
+pub(crate) fn template_kwargs(kwargs: Option<&Map<String, Value>>) -> BTreeMap<String, Value> {
     kwargs.into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 

@@ -1,4 +1,4 @@
-//! The OpenAI API: chat and text completions, models, and vLLM's tokenizer routes.
+//! The OpenAI API: chat and text completions, responses, models, and vLLM's tokenizer routes.
 //!
 //! A handler extracts, routes, submits and renders. `messages`, `options` and
 //! `sampling_options` check what clients write, `types` and `logprobs` are what they read, `generation` is the running answer, `sse` renders
@@ -6,20 +6,24 @@
 
 mod chat_completions;
 mod completions;
-mod generation;
+pub(crate) mod generation;
 mod logprobs;
-mod messages;
+pub(crate) mod messages;
 mod models;
-mod options;
+pub(crate) mod options;
 mod ranking;
+mod responses;
 mod sampling_options;
-mod sse;
+pub(crate) mod sse;
 #[cfg(test)]
 mod tests;
 mod tokenize;
-mod types;
+pub(crate) mod types;
 
 pub use chat_completions::chat_completions;
 pub use completions::completions;
 pub use models::{list_models, retrieve_model};
+pub use responses::{
+    ResponseStore, cancel_response, create_response, delete_response, list_input_items, retrieve_response,
+};
 pub use tokenize::{detokenize, tokenize};

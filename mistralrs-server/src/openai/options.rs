@@ -29,7 +29,7 @@ const MAX_LOGIT_BIAS: usize = 1024;
 /// What both endpoints take.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct GenerateOptions {
+pub(crate) struct GenerateOptions {
     pub model: Option<String>,
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,
@@ -75,14 +75,14 @@ pub(super) struct GenerateOptions {
 
 /// What a stream carries besides text.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct StreamOptions {
+pub(crate) struct StreamOptions {
     #[serde(default)]
     pub include_usage: Option<bool>,
 }
 
 /// Whether the last chunk of a stream tells what was used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum UsageReport {
+pub(crate) enum UsageReport {
     Omit,
     Include,
 }
@@ -90,7 +90,7 @@ pub(super) enum UsageReport {
 /// A whole number; negative ones count as well.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(untagged, expecting = "expected a whole number of at most 64 bits")]
-pub(super) enum Seed {
+pub(crate) enum Seed {
     Unsigned(u64),
     Signed(i64),
 }
@@ -98,7 +98,7 @@ pub(super) enum Seed {
 /// One stop string or several.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, expecting = "expected a string or a list of strings")]
-pub(super) enum Stop {
+pub(crate) enum Stop {
     One(String),
     Many(Vec<String>),
 }
@@ -123,8 +123,8 @@ const REFUSED: &[(&str, &str)] = &[
 ];
 
 impl GenerateOptions {
-    /// Refuses what cannot be honoured. `unread_elsewhere` is the rest of the endpoint's own fields.
-    pub fn check(&self, unread_elsewhere: &Map<String, Value>) -> Result<(), ApiError> {
+    /// Refuses what no endpoint can honour. `unread_elsewhere` is the rest of the endpoint's own fields.
+    pub fn check_rest(&self, unread_elsewhere: &Map<String, Value>) -> Result<(), ApiError> {
         // What the endpoint itself reads is its own to check.
         for (name, value) in self.rest.iter().filter(|(name, _)| unread_elsewhere.contains_key(*name)) {
             match REFUSED.iter().find(|(refused, _)| refused == name) {
@@ -136,6 +136,12 @@ impl GenerateOptions {
                 None => tracing::debug!(field = name, "an unknown field is ignored"),
             }
         }
+        Ok(())
+    }
+
+    /// Refuses what the completion endpoints cannot honour.
+    pub fn check(&self, unread_elsewhere: &Map<String, Value>) -> Result<(), ApiError> {
+        self.check_rest(unread_elsewhere)?;
         if self.stream_options.is_some() && !self.wants_stream() {
             return Err(ApiError::invalid(
                 "stream_options",
@@ -217,18 +223,7 @@ impl GenerateOptions {
             Some(Stop::One(string)) => vec![string.clone()],
             Some(Stop::Many(strings)) => strings.clone(),
         };
-        if strings.len() > MAX_STOP_STRINGS {
-            return Err(ApiError::invalid(
-                "stop",
-                format!("`stop` has {} strings; the limit is {MAX_STOP_STRINGS}", strings.len()),
-            ));
-        }
-        if strings.iter().any(|string| string.is_empty() || string.len() > MAX_STOP_STRING_BYTES) {
-            return Err(ApiError::invalid(
-                "stop",
-                format!("`stop`: each string has 1 to {MAX_STOP_STRING_BYTES} bytes"),
-            ));
-        }
+        check_stop_strings("stop", &strings)?;
         let token_ids = self.stop_token_ids.clone().unwrap_or_default();
         if token_ids.len() > MAX_STOP_TOKEN_IDS {
             return Err(ApiError::invalid(
@@ -243,6 +238,30 @@ impl GenerateOptions {
             min_tokens: self.min_tokens()?,
         })
     }
+}
+
+/// Refuses the fields of `rest` that are in `refused` (name and reason) and ask for something.
+pub(crate) fn refuse(rest: &Map<String, Value>, refused: &[(&str, &str)]) -> Result<(), ApiError> {
+    for (name, value) in rest {
+        if let Some((_, reason)) = refused.iter().find(|(refused, _)| refused == name)
+            && !is_neutral(name, value)
+        {
+            return Err(ApiError::invalid(name.as_str(), format!("`{name}`: {reason}")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses too many stop strings, empty ones and long ones; `name` is the field they are in.
+pub(crate) fn check_stop_strings(name: &str, strings: &[String]) -> Result<(), ApiError> {
+    if strings.len() > MAX_STOP_STRINGS {
+        let message = format!("`{name}` has {} strings; the limit is {MAX_STOP_STRINGS}", strings.len());
+        return Err(ApiError::invalid(name, message));
+    }
+    if strings.iter().any(|string| string.is_empty() || string.len() > MAX_STOP_STRING_BYTES) {
+        return Err(ApiError::invalid(name, format!("`{name}`: each string has 1 to {MAX_STOP_STRING_BYTES} bytes")));
+    }
+    Ok(())
 }
 
 /// Values that ask for nothing: clients fill in every field they know.

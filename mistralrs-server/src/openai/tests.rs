@@ -20,7 +20,7 @@ fn delta(choice: usize, text: &str) -> TextEvent {
 }
 
 fn finished(choice: usize, reason: FinishReason) -> TextEvent {
-    TextEvent::Finished { choice, reason, num_completion_tokens: 2 }
+    TextEvent::Finished { choice, reason, stop_string: None, num_completion_tokens: 2 }
 }
 
 fn token(text: &str, logprob: f32, top: Vec<TokenLogprob>) -> TokenLogprob {

@@ -9,6 +9,16 @@ use uuid::Uuid;
 /// Tells clients that two answers came from the same build.
 const SYSTEM_FINGERPRINT: &str = concat!("mistralrs-", env!("CARGO_PKG_VERSION"));
 
+/// A random id such as `msg_…`.
+pub(crate) fn fresh_id(prefix: &str) -> String {
+    format!("{prefix}_{}", Uuid::new_v4().simple())
+}
+
+/// Seconds since 1970, now.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
 /// What every object of one answer begins with.
 #[derive(Debug, Clone)]
 pub(super) struct AnswerId {
@@ -20,11 +30,7 @@ pub(super) struct AnswerId {
 impl AnswerId {
     /// A fresh id such as `chatcmpl-…`, made now.
     pub fn new(prefix: &str, model: &str) -> Self {
-        Self {
-            id: format!("{prefix}-{}", Uuid::new_v4().simple()),
-            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()),
-            model: model.to_owned(),
-        }
+        Self { id: format!("{prefix}-{}", Uuid::new_v4().simple()), created: unix_seconds(), model: model.to_owned() }
     }
 
     /// An object of this answer, whole or one chunk.

@@ -60,6 +60,17 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// The type and message of an error in Anthropic's shape, after checking that shape and the status.
+    pub fn anthropic_error(&self, status: u16) -> anyhow::Result<(String, String)> {
+        anyhow::ensure!(self.status.as_u16() == status, "status {} instead of {status}: {}", self.status, self.body);
+        let body = self.json()?;
+        anyhow::ensure!(body["type"] == "error" && body["request_id"] == self.header("request-id"), "{self:?}");
+        let text = |field: &str| body["error"][field].as_str().map(str::to_owned);
+        text("type").zip(text("message")).with_context(|| format!("no `type` or `message` in {body}"))
+    }
+}
+
 impl Http {
     /// A client of the server at `port` of the loopback address.
     pub fn new(port: u16) -> Self {

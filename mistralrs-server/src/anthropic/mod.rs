@@ -1,0 +1,15 @@
+//! Anthropic's Messages API over the same models: `POST /v1/messages` and `POST /v1/messages/count_tokens`.
+//!
+//! `request` checks what clients write, `message` is what they read, `events` renders it as it grows, `error` puts every
+//! error of these routes into Anthropic's shape. What runs is `openai::generation`, as for the other endpoints.
+
+mod error;
+mod events;
+mod message;
+mod messages;
+mod request;
+#[cfg(test)]
+mod tests;
+
+pub use error::render_errors;
+pub use messages::{count_tokens, create_message};
