@@ -15,7 +15,7 @@ pub const PREFILL_SHARE: usize = 4;
 /// is room for so much growth, of everyone in the batch. Over its life it recomputes no more than this many tokens
 /// per token generated, plus its length once; without such a rule a batch over a cache that is too small recomputes
 /// a whole sequence for every block that comes free. More: it comes back earlier, and pays more often.
-pub const READMISSION_COST: usize = 4;
+pub const READMISSION_COST: usize = 2;
 
 /// KV that a sequence need not compute when it is admitted.
 struct SharedPrefix {

@@ -396,7 +396,7 @@ fn eight_bits_round_to_half_a_step_of_their_run() {
     broken[3] = f32::NAN;
     let stored = stored_values::<Q8>(&broken);
     assert!(stored[..32].iter().all(|element| element.is_nan()), "a broken model is seen");
-    assert_eq!(stored[32..], [1.0; 32]);
+    assert!(stored[32..].iter().all(|element| (element - 1.0).abs() < 1e-3), "and only in its run");
 }
 
 #[test]

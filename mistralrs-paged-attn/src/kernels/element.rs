@@ -128,7 +128,8 @@ unsafe impl<F: KvFloat> KvElement for F {
         let mut column = keys[lane..].iter_mut().step_by(LANES);
         for key in key.chunks(PIECE) {
             F::round_all(key, &mut piece[..key.len()]);
-            for (to, from) in column.by_ref().zip(&piece[..key.len()]) {
+            // The piece first: it is what ends, and what comes second in a zip is asked for one less.
+            for (from, to) in piece[..key.len()].iter().zip(column.by_ref()) {
                 *to = *from;
             }
         }

@@ -61,13 +61,13 @@ fn run_all(bench: &mut Bench, num_sequences: usize, num_prompt: usize, num_outpu
     Work { steps: num_steps, computed: num_computed.values().sum(), needed: num_needed * num_sequences }
 }
 
-/// 24 sequences that become 128 tokens long over a cache of 400, where three fit: a scheduler that admits whatever
-/// fits at the moment computes most tokens several times.
+/// 24 sequences that become 128 tokens long over a cache of 400, where three fit. Simulated on the same work, a scheduler
+/// that admits whenever a block is free and takes blocks chunk by chunk computes 15394 tokens instead of 3048.
 #[test]
 fn a_cache_that_is_far_too_small_does_not_thrash() {
     let config = SchedulerConfig { max_num_seqs: 32, max_num_batched_tokens: 64, priority_aging: 4 };
     let mut bench = Bench::without_prefix_cache(200, config);
     let Work { steps, computed, needed } = run_all(&mut bench, 24, 32, 96);
-    assert!(computed < 2 * needed, "computed {computed} tokens, needed {needed}");
+    assert!(2 * computed < 3 * needed, "computed {computed} tokens, needed {needed}");
     assert!(steps < 24 / 3 * 96, "{steps} steps; three at a time take 768");
 }
