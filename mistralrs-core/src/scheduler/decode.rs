@@ -3,36 +3,46 @@
 use mistralrs_paged_attn::BlockManager;
 
 use super::{Phase, ScheduledChunk, Scheduler, StepPlan};
-use crate::sequence::Sequence;
 
 impl Scheduler {
-    /// Gives every decoding sequence a slot for its newest token, the first in line first, and for its guesses where
-    /// blocks and budget are left: no guess costs another sequence anything.
+    /// Gives every decoding sequence a slot for its newest token, the first in line first.
     pub(super) fn plan_decodes(&mut self, blocks: &BlockManager, plan: &mut StepPlan) {
-        let num_decodes = self.running.iter().filter(|sequence| sequence.is_decoding()).count();
-        let mut spare = self.config.max_num_batched_tokens.saturating_sub(num_decodes);
         let mut at = 0;
         while at < self.running.len() {
-            if !self.running[at].is_decoding() {
-                at += 1;
-                continue;
-            }
             let sequence = &mut self.running[at];
-            if grow_for_decode(sequence, blocks, spare) {
-                let num_drafted = sequence.draft.len();
-                spare -= num_drafted;
+            let num_tokens = sequence.token_ids.len();
+            if !sequence.is_decoding() {
+                at += 1;
+            } else if blocks.grow(&mut sequence.block_table, num_tokens).is_ok() {
                 plan.chunks.push(ScheduledChunk {
                     id: sequence.id,
-                    num_scheduled: 1 + num_drafted,
+                    num_scheduled: 1,
                     phase: Phase::Decode,
                     is_last: true,
-                    num_drafted,
+                    num_drafted: 0,
                 });
                 at += 1;
             } else {
                 // The last in line may be this very sequence: then the loop ends.
                 self.preempt_last(blocks, plan);
             }
+        }
+    }
+
+    /// Adds the guesses of planned decodes where budget and blocks are left. After all decodes have their slots: a guess
+    /// costs no other sequence anything.
+    pub(super) fn plan_guesses(&mut self, blocks: &BlockManager, plan: &mut StepPlan) {
+        let mut spare = self.config.max_num_batched_tokens.saturating_sub(plan.num_tokens());
+        for chunk in &mut plan.chunks {
+            let Some(sequence) = self.running_mut(chunk.id) else { continue };
+            sequence.draft.truncate(spare);
+            let num_tokens = sequence.token_ids.len() + sequence.draft.len();
+            if blocks.grow(&mut sequence.block_table, num_tokens).is_err() {
+                sequence.draft.clear();
+            }
+            chunk.num_drafted = sequence.draft.len();
+            chunk.num_scheduled += chunk.num_drafted;
+            spare -= chunk.num_drafted;
         }
     }
 
@@ -48,17 +58,4 @@ impl Scheduler {
         plan.preempted.push(sequence.id);
         self.waiting.insert(self.rank(&sequence), sequence);
     }
-}
-
-/// A slot for the newest token and for guesses, or for it alone, or none.
-fn grow_for_decode(sequence: &mut Sequence, blocks: &BlockManager, max_drafted: usize) -> bool {
-    sequence.draft.truncate(max_drafted);
-    let num_tokens = sequence.token_ids.len();
-    if !sequence.draft.is_empty() {
-        if blocks.grow(&mut sequence.block_table, num_tokens + sequence.draft.len()).is_ok() {
-            return true;
-        }
-        sequence.draft.clear();
-    }
-    blocks.grow(&mut sequence.block_table, num_tokens).is_ok()
 }

@@ -111,6 +111,7 @@ impl Scheduler {
     pub fn schedule(&mut self, blocks: &BlockManager) -> StepPlan {
         let mut plan = StepPlan::default();
         self.plan_decodes(blocks, &mut plan);
+        self.plan_guesses(blocks, &mut plan);
         self.plan_prefills(blocks, &mut plan);
         plan
     }

@@ -71,3 +71,21 @@ fn a_cache_that_is_far_too_small_does_not_thrash() {
     assert!(2 * computed < 3 * needed, "computed {computed} tokens, needed {needed}");
     assert!(steps < 24 / 3 * 96, "{steps} steps; three at a time take 768");
 }
+
+#[test]
+fn guesses_take_only_blocks_that_no_decode_needs() {
+    // 4 blocks of 2 tokens. Both sequences fill a block and need the next one; the first would like two more.
+    let config = SchedulerConfig { max_num_seqs: 8, max_num_batched_tokens: 64, priority_aging: 4 };
+    let mut bench = Bench::without_prefix_cache(4, config);
+    bench.submit(2);
+    bench.submit(2);
+    bench.step();
+    bench.scheduler.batch_mut()[0].draft = vec![1, 2, 3];
+    let plan = bench.scheduler.schedule(&bench.blocks);
+    let planned: Vec<_> = plan.chunks.iter().map(|chunk| (chunk.num_scheduled, chunk.num_drafted)).collect();
+    assert_eq!(planned, [(1, 0), (1, 0)], "neither is preempted for a guess");
+    bench.scheduler.batch_mut()[0].draft = vec![1];
+    let plan = bench.scheduler.schedule(&bench.blocks);
+    let planned: Vec<_> = plan.chunks.iter().map(|chunk| (chunk.num_scheduled, chunk.num_drafted)).collect();
+    assert_eq!(planned, [(2, 1), (1, 0)], "the second slot of a block is there already");
+}
