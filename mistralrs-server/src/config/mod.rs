@@ -47,7 +47,8 @@ pub struct Sources {
 #[derive(Debug)]
 pub struct Configuration {
     file: ConfigFile,
-    /// Where `file` was read, if it was.
+    /// Where `file` was read, if it was: named in errors about its gateway.
+    #[cfg_attr(not(feature = "http-mcp-stream"), expect(dead_code, reason = "there is no gateway"))]
     path: Option<PathBuf>,
     /// Whether keys of the MCP endpoint were given as flags, which would be in vain without the endpoint.
     has_key_flag: bool,
