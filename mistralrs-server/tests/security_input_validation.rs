@@ -300,22 +300,30 @@ async fn a_hundred_refusals_leak_nothing() -> anyhow::Result<()> {
     check_serves(&http).await?;
     // What the allocator and the tokenizer keep for the next request is no leak, so they have seen all this once.
     send_refused(&http, 80).await?;
-    let before = process::read(server.pid())?;
-    send_refused(&http, 100).await?;
-    eventually(Duration::from_secs(10), || async {
-        let scrape = http.scrape().await?;
-        for name in ["mistralrs_sequences_running", "mistralrs_sequences_waiting", "mistralrs_kv_cache_blocks_used"] {
-            ensure!(scrape.count(name, &[])? == 0, "{name}");
+    let mut growths_kib = Vec::new();
+    // The allocator's arenas grow once in a while; a leak of these bodies and of what was made of them grows by 50 MiB at
+    // least, every time.
+    while growths_kib.len() < 3 {
+        let before = process::read(server.pid())?;
+        send_refused(&http, 100).await?;
+        eventually(Duration::from_secs(10), || async {
+            let scrape = http.scrape().await?;
+            for name in ["mistralrs_sequences_running", "mistralrs_sequences_waiting", "mistralrs_kv_cache_blocks_used"]
+            {
+                ensure!(scrape.count(name, &[])? == 0, "{name}");
+            }
+            Ok(())
+        })
+        .await?;
+        let after = process::read(server.pid())?;
+        ensure!(after.num_fds <= before.num_fds + 2, "{} files open, {} before", after.num_fds, before.num_fds);
+        let growth_kib = after.resident_kib.saturating_sub(before.resident_kib);
+        if growth_kib < 24 * 1024 {
+            return check_serves(&http).await;
         }
-        Ok(())
-    })
-    .await?;
-    let after = process::read(server.pid())?;
-    ensure!(after.num_fds <= before.num_fds + 2, "{} files open, {} before", after.num_fds, before.num_fds);
-    // A leak of these bodies and of what was made of them would be 50 MiB at least.
-    let grown = after.resident_kib.saturating_sub(before.resident_kib);
-    ensure!(grown < 24 * 1024, "{} KiB, {} before", after.resident_kib, before.resident_kib);
-    check_serves(&http).await
+        growths_kib.push(growth_kib);
+    }
+    anyhow::bail!("memory grew each time: by {growths_kib:?} KiB")
 }
 
 /// Requests that are refused each for another reason, one of them after tokenizing half a megabyte.
