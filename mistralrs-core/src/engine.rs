@@ -70,13 +70,24 @@ impl Engine {
     /// Steps until [`Admission::close`] and the last sequence's end. Sleeps when idle: the next request wakes it.
     pub fn run(mut self) {
         loop {
-            match catch_unwind(AssertUnwindSafe(|| self.step())) {
+            match catch_unwind(AssertUnwindSafe(|| self.checked_step())) {
                 Ok(StepOutcome::Ran) => {}
                 Ok(StepOutcome::Idle) if self.admission.is_closed() => break,
                 Ok(StepOutcome::Idle) => std::thread::park(),
                 Err(panic) => self.fail_running(&format!("the engine step panicked: {}", panic_message(&*panic))),
             }
         }
+    }
+
+    /// A step; builds with debug assertions, which tests and soaks run, prove after each that every block is accounted for.
+    fn checked_step(&mut self) -> StepOutcome {
+        let outcome = self.step();
+        if cfg!(debug_assertions) {
+            self.scheduler.check_invariants(&self.admission.blocks);
+            let num_sequences = self.scheduler.running().len() + self.scheduler.waiting().len();
+            assert_eq!(self.generations.len(), num_sequences, "every sequence has its generation");
+        }
+        outcome
     }
 
     /// One step: drain, refuse, guess, schedule, forward, sample, emit.
@@ -95,7 +106,7 @@ impl Engine {
         }
         match self.forward(&plan) {
             Ok(logits) => self.emit(&plan, &logits),
-            Err(error) => self.fail_planned(&plan, &format!("the model failed: {error}")),
+            Err(fault) => self.forward_each(&plan, fault),
         }
         self.observe(&plan, started_at);
         self.publish_status();
@@ -167,10 +178,35 @@ impl Engine {
     }
 
     /// Copies what the plan shares, then runs its chunks as one packed batch; logits `[L, V]` of the chunks that end in a token to sample.
-    fn forward(&mut self, plan: &StepPlan) -> candle_core::Result<Tensor> {
-        self.kv.copy_blocks(&plan.copies).map_err(candle_core::Error::wrap)?;
+    ///
+    /// # Errors
+    /// What the model failed or panicked with; nothing counts as computed then.
+    fn forward(&mut self, plan: &StepPlan) -> Result<Tensor, String> {
+        self.kv.copy_blocks(&plan.copies).map_err(|error| format!("copying KV blocks failed: {error}"))?;
         let batch = self.pack(plan);
-        self.model.forward(&batch, &mut self.kv)
+        match catch_unwind(AssertUnwindSafe(|| self.model.forward(&batch, &mut self.kv))) {
+            Ok(result) => result.map_err(|error| format!("the model failed: {error}")),
+            Err(panic) => Err(format!("the model panicked: {}", panic_message(&*panic))),
+        }
+    }
+
+    /// After a fault in a batch nobody knows whose it was: each chunk is run by itself, and only those end that fail again.
+    /// What the failed batch wrote is written once more, with the same bits.
+    fn forward_each(&mut self, plan: &StepPlan, fault: String) {
+        if let [only] = plan.chunks.as_slice() {
+            return self.fail(only.id, fault);
+        }
+        tracing::warn!(fault, num_sequences = plan.chunks.len(), "a step failed; running its sequences one by one");
+        if let Err(error) = self.kv.copy_blocks(&plan.copies) {
+            return self.fail_planned(plan, &format!("copying KV blocks failed: {error}"));
+        }
+        for chunk in &plan.chunks {
+            let alone = StepPlan { chunks: vec![*chunk], ..StepPlan::default() };
+            match self.forward(&alone) {
+                Ok(logits) => self.emit(&alone, &logits),
+                Err(fault) => self.fail(chunk.id, fault),
+            }
+        }
     }
 
     /// Lays the chunks end to end: no padding, whatever their lengths.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
@@ -43,6 +43,8 @@ struct Faults {
     memory: AtomicUsize,
     /// Panic in the next step.
     panic_next: AtomicBool,
+    /// Panic in every step that has this token; no token has the initial value.
+    panic_token: AtomicU32,
     /// Poison the logits of the next step's first row.
     nan_next: AtomicBool,
     /// Milliseconds that each step takes.
@@ -55,6 +57,7 @@ impl Default for Faults {
             num_steps: AtomicUsize::new(0),
             memory: AtomicUsize::new(usize::MAX),
             panic_next: AtomicBool::new(false),
+            panic_token: AtomicU32::new(u32::MAX),
             nan_next: AtomicBool::new(false),
             step_ms: AtomicUsize::new(0),
         }
@@ -70,6 +73,8 @@ impl CausalLm for HashModel {
         self.faults.num_steps.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(self.faults.step_ms.load(Ordering::Relaxed) as u64));
         assert!(!self.faults.panic_next.swap(false, Ordering::Relaxed), "asked to panic");
+        let panic_token = self.faults.panic_token.load(Ordering::Relaxed);
+        assert!(!batch.token_ids.contains(&panic_token), "asked to panic at token {panic_token}");
         let pairs = |pair: &dyn Fn(usize) -> [f32; 2]| {
             let elements: Vec<f32> = (0..batch.token_ids.len()).flat_map(pair).collect();
             Tensor::from_vec(elements, (batch.token_ids.len(), 1, HEAD_SIZE), &Device::Cpu).unwrap()
@@ -465,7 +470,7 @@ async fn what_can_never_fit_is_refused_at_once_with_the_numbers() {
 }
 
 #[tokio::test]
-async fn a_panic_in_a_step_fails_what_ran_and_nothing_else() {
+async fn a_panic_of_the_model_ends_the_request_and_not_the_engine() {
     let bench = start(100, config());
     bench.faults.step_ms.store(2, Ordering::Relaxed);
     let running = tokio::spawn(collect(bench.model.generate(request(&[1, 2], 200)).await.unwrap()));
@@ -474,8 +479,37 @@ async fn a_panic_in_a_step_fails_what_ran_and_nothing_else() {
     }
     bench.faults.panic_next.store(true, Ordering::Relaxed);
     let ended = running.await.unwrap();
-    assert!(ended[0].1.contains("failed: the engine step panicked: asked to panic"), "{ended:?}");
+    assert!(ended[0].1.contains("failed: the model panicked: asked to panic"), "{ended:?}");
     assert_eq!(run(&bench, request(&[3], 3)).await[0].1, "length 3");
+    settle(&bench).await;
+}
+
+#[tokio::test]
+async fn a_panic_of_the_model_ends_none_of_those_that_ran_beside_its_request() {
+    let bench = start(100, config());
+    let others = [request(&[1, 2], 25), request(&[3, 4, 5], 25)];
+    let mut alone = Vec::new();
+    for other in &others {
+        alone.push(run(&bench, other.clone()).await);
+    }
+    let is_said = |token_id: u32| alone.iter().any(|ends| ends[0].0.contains(char::from(b'0' + token_id as u8)));
+    let panic_token = (6..EOS).find(|token_id| !is_said(*token_id)).expect("no answer has every token");
+    bench.faults.panic_token.store(panic_token, Ordering::Relaxed);
+    bench.faults.step_ms.store(20, Ordering::Relaxed);
+    let mut running = Vec::new();
+    for other in others {
+        running.push(tokio::spawn(collect(bench.model.generate(other).await.unwrap())));
+    }
+    while bench.model.status().num_running < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let ended = run(&bench, request(&[6, panic_token], 5)).await;
+    let message = format!("failed: the model panicked: asked to panic at token {panic_token}");
+    assert!(ended[0].1.contains(&message), "{ended:?}");
+    assert_eq!(bench.model.status().num_running, 2, "it ended beside the others");
+    for (together, alone) in running.into_iter().zip(alone) {
+        assert_eq!(together.await.unwrap(), alone);
+    }
     settle(&bench).await;
 }
 
