@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Makes the reference fixtures in mistralrs-core/tests/fixtures with transformers and llama.cpp.
+"""Makes the reference fixtures in mistralrs-core/tests/fixtures with transformers, sentence-transformers and llama.cpp.
 
     python3 -m venv .venv-fixtures && . .venv-fixtures/bin/activate
-    pip install numpy==1.26.4 torch==2.15.0 transformers==5.23.0 safetensors==0.8.0 gguf==0.19.0
+    pip install numpy==1.26.4 torch==2.15.0 transformers==5.23.0 safetensors==0.8.0 gguf==0.19.0 \
+        sentence-transformers==6.2.0
     CMAKE_ARGS="-DGGML_NATIVE=ON" pip install llama-cpp-python==0.3.36
     ./scripts/get_models.sh
     python scripts/make_fixtures.py
@@ -22,8 +23,9 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "mistralrs-core/tests/fixtures"
@@ -401,6 +403,25 @@ def smollm2_in_transformers(path):
     return model
 
 
+@torch.no_grad()
+def make_embeddings():
+    """Of the tiny checkpoints that are there already: each text's vector for each way of pooling, of length 1."""
+    for name in ["tiny-llama", "tiny-llama-bf16"]:
+        directory = FIXTURES / name
+        model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        tensors = {}
+        for index, text in enumerate(PROMPTS + [TEXT]):
+            tokens = tokenizer.encode(text).ids
+            tensors[f"prompt.{index}"] = np.array(tokens, dtype=np.uint32)
+            hidden = model(torch.tensor([tokens])).last_hidden_state
+            for ours, theirs in [("mean", "mean"), ("last", "lasttoken"), ("cls", "cls")]:
+                features = {"token_embeddings": hidden, "attention_mask": torch.ones(1, len(tokens), dtype=torch.long)}
+                features = Normalize()(Pooling(hidden.shape[-1], theirs)(features))
+                tensors[f"{ours}.{index}"] = features["sentence_embedding"][0].numpy()
+        write(f"{name}.sentence-transformers", tensors, made_by="transformers and sentence-transformers, F32")
+
+
 def make_smollm2(source):
     with tempfile.TemporaryDirectory() as temporary:
         directory = pathlib.Path(temporary)
@@ -435,13 +456,15 @@ def make_smollm2(source):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=pathlib.Path, default=ROOT / "models")
-    parser.add_argument("--only", choices=["tiny", "tiny-quantized", "smollm2"])
+    parser.add_argument("--only", choices=["tiny", "tiny-quantized", "embeddings", "smollm2"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.only in (None, "tiny"):
         make_tiny()
     if arguments.only in (None, "tiny-quantized"):
         make_tiny_quantized()
+    if arguments.only in (None, "embeddings"):
+        make_embeddings()
     if arguments.only in (None, "smollm2"):
         make_smollm2(arguments.models / "SmolLM2-135M-Instruct.Q4_1.gguf")
 

@@ -62,19 +62,29 @@ struct AdmissionQueue {
     arrivals: VecDeque<NewSequence>,
     /// Sequences in the scheduler's own waiting queue when it was last seen.
     num_backlog: usize,
+    /// Requests that have more sequences to submit; each holds a place.
+    num_open_batches: usize,
     state: QueueState,
+}
+
+impl AdmissionQueue {
+    fn num_waiting(&self) -> usize {
+        self.arrivals.len() + self.num_backlog + self.num_open_batches
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum QueueState {
     Open,
+    /// Nothing new; what has begun goes on.
     Draining,
     Stopped,
 }
 
 impl Admission {
     pub fn new(blocks: Arc<BlockManager>, limits: QueueLimits) -> Self {
-        let queue = AdmissionQueue { arrivals: VecDeque::new(), num_backlog: 0, state: QueueState::Open };
+        let queue =
+            AdmissionQueue { arrivals: VecDeque::new(), num_backlog: 0, num_open_batches: 0, state: QueueState::Open };
         let status = EngineStatus { num_blocks_total: blocks.usage().num_total, ..EngineStatus::default() };
         Self {
             queue: Mutex::new("request_queue", queue),
@@ -100,6 +110,19 @@ impl Admission {
         self.check_queue(&self.queue.lock(), num_sequences)
     }
 
+    /// Lets in a request that submits its sequences one by one, so that it never has all of them in the queue. One place
+    /// is its own until it has submitted the last: what it has begun it can go on with, however many come meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::submit`] of one sequence.
+    pub fn open_batch(self: &Arc<Self>) -> Result<OpenBatch, RequestError> {
+        let mut queue = self.queue.lock();
+        self.check_queue(&queue, 1)?;
+        queue.num_open_batches += 1;
+        drop(queue);
+        Ok(OpenBatch { admission: Arc::clone(self) })
+    }
+
     /// Queues all choices of a request, or none.
     ///
     /// # Errors
@@ -108,21 +131,25 @@ impl Admission {
         {
             let mut queue = self.queue.lock();
             self.check_queue(&queue, sequences.len())?;
-            let mut active = self.active.lock();
-            for new in &sequences {
-                active.insert(new.sequence.id, Arc::clone(&new.generation.cancelled));
-            }
-            queue.arrivals.extend(sequences);
+            self.push(&mut queue, sequences);
         }
         self.wake();
         Ok(())
+    }
+
+    fn push(&self, queue: &mut AdmissionQueue, sequences: Vec<NewSequence>) {
+        let mut active = self.active.lock();
+        for new in &sequences {
+            active.insert(new.sequence.id, Arc::clone(&new.generation.cancelled));
+        }
+        queue.arrivals.extend(sequences);
     }
 
     fn check_queue(&self, queue: &AdmissionQueue, num_sequences: usize) -> Result<(), RequestError> {
         if queue.state != QueueState::Open {
             return Err(RequestError::ShuttingDown);
         }
-        let num_waiting = queue.arrivals.len() + queue.num_backlog;
+        let num_waiting = queue.num_waiting();
         if num_waiting + num_sequences > self.limits.max_waiting {
             return Err(RequestError::QueueFull { num_waiting, retry_after_seconds: self.retry_after(num_waiting) });
         }
@@ -181,7 +208,8 @@ impl Admission {
     /// Whether the engine thread may end once idle.
     pub fn is_closed(&self) -> bool {
         let queue = self.queue.lock();
-        queue.state != QueueState::Open && queue.arrivals.is_empty()
+        let is_complete = queue.num_open_batches == 0 || queue.state == QueueState::Stopped;
+        queue.state != QueueState::Open && queue.arrivals.is_empty() && is_complete
     }
 
     /// Engine only, when its thread ends for whatever reason: drops what is queued, so that its streams end.
@@ -194,8 +222,9 @@ impl Admission {
         self.active.lock().clear();
     }
 
-    /// Cancels everything that is queued or running.
+    /// Cancels everything that is queued or running, and what would follow it.
     pub fn cancel_all(&self) {
+        self.queue.lock().state = QueueState::Stopped;
         for cancelled in self.active.lock().values() {
             cancelled.store(true, Ordering::Release);
         }
@@ -212,5 +241,42 @@ impl Admission {
         if let Some(engine) = self.engine.get() {
             engine.unpark();
         }
+    }
+}
+
+/// A request that has begun and has more sequences to submit: it may go on while the engine drains, and the engine's thread
+/// waits for it.
+pub(crate) struct OpenBatch {
+    admission: Arc<Admission>,
+}
+
+impl OpenBatch {
+    /// Whether there is a place beside its own.
+    pub fn has_place(&self) -> bool {
+        self.admission.queue.lock().num_waiting() < self.admission.limits.max_waiting
+    }
+
+    /// Queues the next one, in its own place if there is no other.
+    ///
+    /// # Errors
+    /// [`RequestError::ShuttingDown`] after the drain.
+    pub fn submit(&self, sequence: NewSequence) -> Result<(), RequestError> {
+        {
+            let mut queue = self.admission.queue.lock();
+            if queue.state == QueueState::Stopped {
+                return Err(RequestError::ShuttingDown);
+            }
+            self.admission.push(&mut queue, vec![sequence]);
+        }
+        self.admission.wake();
+        Ok(())
+    }
+}
+
+impl Drop for OpenBatch {
+    /// The engine may have waited for nothing else.
+    fn drop(&mut self) {
+        self.admission.queue.lock().num_open_batches -= 1;
+        self.admission.wake();
     }
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::pooling::Pooling;
+
 /// Where a model's files are. Always local: fetching from a hub is the server's work.
 #[derive(Debug, Clone)]
 pub struct ModelSource {
@@ -40,6 +42,9 @@ pub struct EngineConfig {
     /// Tokens guessed per sequence and step from repetitions in its text (prompt lookup), as long as that pays; they
     /// are verified, so answers do not change. 0 turns it off (`--max-draft-tokens`).
     pub max_draft_tokens: usize,
+    /// How hidden states become embeddings (`--pooling`); `None`: as the model's files say, and the last token's if they
+    /// do not.
+    pub pooling: Option<Pooling>,
     /// Overrides the context length in the model's files downward.
     pub max_model_len: Option<usize>,
     /// Seeds requests that bring no seed, for a reproducible run (`--seed`); `None`: random.
@@ -61,6 +66,7 @@ impl Default for EngineConfig {
             kv_dtype: KvDType::F16,
             enable_prefix_cache: true,
             max_draft_tokens: 8,
+            pooling: None,
             max_model_len: None,
             seed: None,
             drain_timeout: Duration::from_secs(30),

@@ -11,9 +11,10 @@ use mistralrs_paged_attn::{BlockUsage, KvCache};
 
 use crate::admission::{Admission, EngineStatus};
 use crate::error::RequestError;
-use crate::generation::{Generation, SequenceEvent};
+use crate::generation::{Answer, Generation, SequenceEvent};
 use crate::metrics::{ModelMetrics, Rejection};
-use crate::models::{CausalLm, StepBatch};
+use crate::models::{CausalLm, StepBatch, StepOutput};
+use crate::pooling::Pooling;
 use crate::request::FinishReason;
 use crate::sampling::SamplerScratch;
 use crate::scheduler::{Phase, ScheduledChunk, Scheduler, StepPlan};
@@ -90,7 +91,7 @@ impl Engine {
         outcome
     }
 
-    /// One step: drain, refuse, guess, schedule, forward, sample, emit.
+    /// One step: drain, refuse, guess, schedule, forward, sample, pool, emit.
     pub fn step(&mut self) -> StepOutcome {
         self.admit_arrivals();
         self.drop_cancelled();
@@ -105,7 +106,7 @@ impl Engine {
             return StepOutcome::Idle;
         }
         match self.forward(&plan) {
-            Ok(logits) => self.emit(&plan, &logits),
+            Ok(output) => self.emit(&plan, &output),
             Err(fault) => self.forward_each(&plan, fault),
         }
         self.observe(&plan, started_at);
@@ -137,11 +138,12 @@ impl Engine {
         let row_share = self.step_cost.row_share(self.scheduler.running().len());
         for sequence in self.scheduler.batch_mut() {
             sequence.draft.clear();
-            let Some(generation) = self.generations.get_mut(&sequence.id).filter(|_| may_guess) else { continue };
+            let generation = self.generations.get_mut(&sequence.id).filter(|_| may_guess);
+            let Some(text) = generation.and_then(Generation::text_mut) else { continue };
             // The last token of an answer is sampled, never guessed.
-            let num_left = generation.max_new_tokens.saturating_sub(sequence.num_output_tokens() + 1);
+            let num_left = text.max_new_tokens.saturating_sub(sequence.num_output_tokens() + 1);
             let max_tokens = self.max_draft_tokens.min(num_left);
-            generation.speculation.draft(&sequence.token_ids, max_tokens, row_share, &mut sequence.draft);
+            text.speculation.draft(&sequence.token_ids, max_tokens, row_share, &mut sequence.draft);
         }
     }
 
@@ -177,11 +179,12 @@ impl Engine {
         self.metrics.preemptions.inc_by(plan.preempted.len() as u64);
     }
 
-    /// Copies what the plan shares, then runs its chunks as one packed batch; logits `[L, V]` of the chunks that end in a token to sample.
+    /// Copies what the plan shares, then runs its chunks as one packed batch; logits of the chunks that end in a token to
+    /// sample, hidden states of those that are pooled.
     ///
     /// # Errors
     /// What the model failed or panicked with; nothing counts as computed then.
-    fn forward(&mut self, plan: &StepPlan) -> Result<Tensor, String> {
+    fn forward(&mut self, plan: &StepPlan) -> Result<StepOutput, String> {
         self.kv.copy_blocks(&plan.copies).map_err(|error| format!("copying KV blocks failed: {error}"))?;
         let batch = self.pack(plan);
         match catch_unwind(AssertUnwindSafe(|| self.model.forward(&batch, &mut self.kv))) {
@@ -203,7 +206,7 @@ impl Engine {
         for chunk in &plan.chunks {
             let alone = StepPlan { chunks: vec![*chunk], ..StepPlan::default() };
             match self.forward(&alone) {
-                Ok(logits) => self.emit(&alone, &logits),
+                Ok(output) => self.emit(&alone, &output),
                 Err(fault) => self.fail(chunk.id, fault),
             }
         }
@@ -231,21 +234,31 @@ impl Engine {
             batch.ragged.context_lens.push(end as u32);
             batch.ragged.block_tables.extend(blocks.iter().map(|block| block.0));
             batch.ragged.block_tables.extend(std::iter::repeat_n(0, max_blocks - blocks.len()));
-            if chunk.is_last {
-                let num_tokens = batch.token_ids.len() as u32;
+            let num_tokens = batch.token_ids.len() as u32;
+            if let Some(pooling) = self.pooling(chunk.id) {
+                let needed = pooling.needed(sequence.num_computed..end, sequence.num_prompt_tokens);
+                batch.hidden_rows.extend(needed.map(|position| num_tokens - (end - position) as u32));
+            } else if chunk.is_last {
                 batch.logit_rows.extend(num_tokens - 1 - chunk.num_drafted as u32..num_tokens);
             }
         }
         batch
     }
 
-    /// Records the computed tokens, and samples and sends one for each chunk that reached its newest token, and one
-    /// more for each guess that came true.
-    fn emit(&mut self, plan: &StepPlan, logits: &Tensor) {
+    /// Records the computed tokens, and sends what came of them: a token or several of each text, the vectors that are
+    /// complete.
+    fn emit(&mut self, plan: &StepPlan, output: &StepOutput) {
         for chunk in &plan.chunks {
             self.scheduler.complete(chunk, &self.admission.blocks);
         }
-        let last: Vec<_> = plan.chunks.iter().filter(|chunk| chunk.is_last).collect();
+        self.sample_chunks(plan, &output.logits);
+        self.pool_chunks(plan, &output.hidden);
+    }
+
+    /// Samples and sends a token for each chunk that reached its newest token, and one more for each guess that came true.
+    fn sample_chunks(&mut self, plan: &StepPlan, logits: &Tensor) {
+        let is_sampled = |chunk: &&ScheduledChunk| chunk.is_last && self.pooling(chunk.id).is_none();
+        let last: Vec<_> = plan.chunks.iter().filter(is_sampled).collect();
         let num_rows: usize = last.iter().map(|chunk| 1 + chunk.num_drafted).sum();
         if num_rows == 0 {
             return;
@@ -283,8 +296,8 @@ impl Engine {
         }
         self.metrics.tokens_drafted.inc_by(chunk.num_drafted as u64);
         self.metrics.tokens_accepted.inc_by(num_accepted as u64);
-        if let Some(generation) = self.generations.get_mut(&chunk.id) {
-            generation.speculation.observe(chunk.num_drafted, num_accepted);
+        if let Some(text) = self.generations.get_mut(&chunk.id).and_then(Generation::text_mut) {
+            text.speculation.observe(chunk.num_drafted, num_accepted);
         }
         Ok(())
     }
@@ -294,16 +307,17 @@ impl Engine {
         let (Some(sequence), Some(generation)) = (self.scheduler.running_mut(id), self.generations.get_mut(&id)) else {
             return Ok(None);
         };
-        let sampled = generation.sampler.sample(logits, &mut self.scratch).map_err(|error| error.to_string())?;
+        let Answer::Text(text) = &mut generation.answer else { return Ok(None) };
+        let sampled = text.sampler.sample(logits, &mut self.scratch).map_err(|error| error.to_string())?;
         let token_id = sampled.token_id;
         sequence.token_ids.push(token_id);
         let num_output_tokens = sequence.num_output_tokens();
         let now = Instant::now();
-        match generation.last_token_at.replace(now) {
+        match text.last_token_at.replace(now) {
             None => self.metrics.time_to_first_token.observe((now - generation.arrived_at).as_secs_f64()),
             Some(before) => self.metrics.inter_token_latency.observe((now - before).as_secs_f64()),
         }
-        let reason = generation.finish_reason(token_id, num_output_tokens);
+        let reason = text.finish_reason(token_id, num_output_tokens);
         if reason != Some(FinishReason::Stop) {
             generation.send(SequenceEvent::Token(sampled));
         }
@@ -312,6 +326,46 @@ impl Engine {
             return Ok(None);
         }
         Ok(Some(token_id))
+    }
+
+    /// Adds the hidden states of this step's chunks to what earlier ones gave, and sends the vectors that are complete.
+    fn pool_chunks(&mut self, plan: &StepPlan, hidden: &Tensor) {
+        let states = match hidden.flatten_all().and_then(|hidden| hidden.to_vec1::<f32>()) {
+            Ok(states) => states,
+            Err(error) => return self.fail_planned(plan, &format!("reading the hidden states failed: {error}")),
+        };
+        let mut rest = states.as_slice();
+        for chunk in &plan.chunks {
+            let num_read = self.pool_chunk(chunk, rest);
+            rest = &rest[num_read..];
+        }
+    }
+
+    /// Pools the chunk's part, which `states` begins with; how many numbers that is. None for a chunk of text.
+    fn pool_chunk(&mut self, chunk: &ScheduledChunk, states: &[f32]) -> usize {
+        let sequence = self.scheduler.running_sequence(chunk.id);
+        let (Some(sequence), Some(generation)) = (sequence, self.generations.get_mut(&chunk.id)) else { return 0 };
+        let Answer::Vector(pooler) = &mut generation.answer else { return 0 };
+        let computed = sequence.num_computed - chunk.num_scheduled..sequence.num_computed;
+        let needed = pooler.pooling().needed(computed, sequence.num_prompt_tokens);
+        let hidden_size = self.model.shape().hidden_size;
+        let num_read = needed.len() * hidden_size;
+        pooler.add(needed.start, &states[..num_read], hidden_size);
+        if chunk.is_last {
+            match pooler.vector() {
+                Ok(vector) => {
+                    generation.send(SequenceEvent::Vector(vector));
+                    self.finish(chunk.id, FinishReason::Stop);
+                }
+                Err(message) => self.fail(chunk.id, message),
+            }
+        }
+        num_read
+    }
+
+    /// How the hidden states of `id` are pooled, if it is an embedding.
+    fn pooling(&self, id: SequenceId) -> Option<Pooling> {
+        self.generations.get(&id).and_then(Generation::pooling)
     }
 
     /// Frees the sequence's blocks and tells its stream why it ended.

@@ -88,6 +88,26 @@ pub enum RequestError {
         /// Its size in tokens.
         limit: usize,
     },
+    /// A text to embed does not fit the context length or the KV cache.
+    #[error("`input[{index}]` has {num_tokens} tokens, but {limit_name} is {limit} tokens")]
+    InputTooLong {
+        /// Which of the request's texts.
+        index: usize,
+        /// Its tokens.
+        num_tokens: usize,
+        /// Which limit: the model's context length or the KV cache.
+        limit_name: &'static str,
+        /// Its size in tokens.
+        limit: usize,
+    },
+    /// The model's files ask for a pooling of hidden states that this engine has not.
+    #[error(
+        "this model's embeddings are made by `{pooling}` pooling, which is not supported; start with --pooling to use another one"
+    )]
+    UnsupportedPooling {
+        /// What they ask for.
+        pooling: String,
+    },
     /// The chat template refused the messages.
     #[error("the chat template refused the messages: {0}")]
     Template(String),
@@ -123,4 +143,15 @@ pub enum RequestError {
         /// What is there, comma separated.
         available: String,
     },
+}
+
+/// Why a text got no vector.
+#[derive(Debug, Clone, thiserror::Error, PartialEq)]
+pub enum EmbedError {
+    /// Refused, before or after it had waited for its turn.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The engine failed on it; the message is fit for the client.
+    #[error("{0}")]
+    Failed(String),
 }

@@ -1,4 +1,4 @@
-//! The part of a sequence that the scheduler never sees: sampling state, end conditions, and who listens.
+//! The part of a sequence that the scheduler never sees: what it is computed for, and who listens.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 use crate::error::RequestError;
+use crate::pooling::{Pooler, Pooling};
 use crate::request::FinishReason;
 use crate::sampling::{Sampled, Sampler};
 use crate::speculation::Speculation;
@@ -19,6 +20,8 @@ pub(crate) enum SequenceEvent {
     Started { num_cached_tokens: usize },
     /// A token that belongs to the output.
     Token(Sampled),
+    /// The pooled hidden state of an embedding, its length as it came.
+    Vector(Vec<f32>),
     /// The end; an end token is counted but not sent.
     Finished { reason: FinishReason, num_completion_tokens: usize },
     /// The end of one that never ran.
@@ -36,34 +39,74 @@ pub(crate) fn event_channel(max_new_tokens: usize) -> (mpsc::Sender<SequenceEven
     mpsc::channel(max_new_tokens + NUM_CONTROL_EVENTS)
 }
 
-/// The engine's side of one choice.
+/// The engine's side of one sequence.
 pub(crate) struct Generation {
-    /// Picks its tokens; its state is this sequence's alone.
-    pub sampler: Sampler,
-    /// At most this many tokens are generated.
-    pub max_new_tokens: usize,
-    /// Tokens that end it.
-    pub stop_token_ids: Arc<BTreeSet<u32>>,
+    /// What it is computed for.
+    pub answer: Answer,
     /// Where its events go.
     pub events: mpsc::Sender<SequenceEvent>,
     /// Set by whoever no longer wants it.
     pub cancelled: Arc<AtomicBool>,
     /// When it was submitted.
     pub arrived_at: Instant,
-    /// When its newest token was sampled; `None` before the first.
-    pub last_token_at: Option<Instant>,
     /// Whether it has ever been admitted.
     pub has_started: bool,
+}
+
+/// What a sequence is computed for.
+pub(crate) enum Answer {
+    /// The text that continues it.
+    Text(Box<Continuation>),
+    /// One vector for all of it. It only prefills.
+    Vector(Pooler),
+}
+
+/// The text of one choice as it grows.
+pub(crate) struct Continuation {
+    /// Picks its tokens; its state is this sequence's alone.
+    pub sampler: Sampler,
+    /// At most this many tokens are generated.
+    pub max_new_tokens: usize,
+    /// Tokens that end it.
+    pub stop_token_ids: Arc<BTreeSet<u32>>,
+    /// When its newest token was sampled; `None` before the first.
+    pub last_token_at: Option<Instant>,
     /// What is known about guessing its tokens.
     pub speculation: Speculation,
 }
 
 impl Generation {
+    /// Its text, if that is what it is computed for.
+    pub fn text_mut(&mut self) -> Option<&mut Continuation> {
+        match &mut self.answer {
+            Answer::Text(text) => Some(text),
+            Answer::Vector(_) => None,
+        }
+    }
+
+    /// Which of its hidden states make its vector, if that is what it is computed for.
+    pub fn pooling(&self) -> Option<Pooling> {
+        match &self.answer {
+            Answer::Text(_) => None,
+            Answer::Vector(pooler) => Some(pooler.pooling()),
+        }
+    }
+
     /// Whether someone gave it up.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
     }
 
+    /// Sends an event. The channel has room for all a sequence can send, so the only failure is a reader that
+    /// left, and that one has set the cancel flag.
+    pub fn send(&self, event: SequenceEvent) {
+        if self.events.try_send(event).is_err() {
+            self.cancelled.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl Continuation {
     /// Why the sequence ends with `token_id` as its `num_output_tokens`-th token, if it does.
     pub fn finish_reason(&self, token_id: u32, num_output_tokens: usize) -> Option<FinishReason> {
         if self.stop_token_ids.contains(&token_id) {
@@ -72,14 +115,6 @@ impl Generation {
             Some(FinishReason::Length)
         } else {
             None
-        }
-    }
-
-    /// Sends an event. The channel has room for all a sequence can send, so the only failure is a reader that
-    /// left, and that one has set the cancel flag.
-    pub fn send(&self, event: SequenceEvent) {
-        if self.events.try_send(event).is_err() {
-            self.cancelled.store(true, Ordering::Release);
         }
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! Reading order: [`model::Model`] is what a server holds, [`request`] what it submits,
 //! [`engine`] the loop, [`scheduler`] what each step runs, [`speculation`] what it guesses, [`sampling`] how a token
-//! is picked, [`loader`] how weights, tokenizer and template come off the disk.
+//! is picked, [`pooling`] how a text becomes a vector, [`loader`] how weights, tokenizer and template come off the disk.
 //!
 //! **Never** here: sockets, HTTP types, MCP, environment variables.
 
 mod admission;
 pub mod config;
 pub mod detokenizer;
+mod embedding;
 mod engine;
 pub mod error;
 mod free_memory;
@@ -20,6 +21,7 @@ pub mod metrics;
 pub mod model;
 pub mod model_router;
 pub mod models;
+pub mod pooling;
 pub mod request;
 pub mod sampling;
 pub mod scheduler;
@@ -28,10 +30,13 @@ mod speculation;
 mod stream;
 
 pub use config::EngineConfig;
-pub use error::{LoadError, RequestError};
+pub use embedding::{Embeddings, MAX_EMBED_INPUTS};
+pub use error::{EmbedError, LoadError, RequestError};
 pub use metrics::EngineMetrics;
 pub use model::Model;
 pub use model_router::ModelRouter;
+pub use pooling::Pooling;
 pub use request::{
-    FinishReason, GenerateRequest, Priority, Prompt, SamplingParams, StopConditions, TextEvent, TextStream,
+    EmbedRequest, FinishReason, GenerateRequest, Priority, Prompt, SamplingParams, StopConditions, TextEvent,
+    TextStream,
 };

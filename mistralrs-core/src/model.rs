@@ -13,16 +13,18 @@ use tokio::sync::watch;
 use crate::admission::{Admission, NewSequence, QueueLimits};
 use crate::config::{EngineConfig, ModelSource};
 use crate::detokenizer::{Detokenizer, TextStart, Vocabulary};
+use crate::embedding::{EmbedInput, EmbeddingBatch, Embeddings, MAX_EMBED_INPUTS, Window};
 use crate::engine::Engine;
-use crate::error::{LoadError, RequestError};
-use crate::generation::{Generation, event_channel};
+use crate::error::{EmbedError, LoadError, RequestError};
+use crate::generation::{Answer, Continuation, Generation, event_channel};
 use crate::loader::{self, LoadedModel, ModelDescription, chat_template::ChatTemplate};
 use crate::metrics::{EngineMetrics, ModelMetrics, Rejection};
 use crate::models::{CausalLm, ModelShape, StepBatch};
-use crate::request::{ChatPrompt, GenerateRequest, MAX_CACHE_SALT_BYTES, Priority, Prompt};
+use crate::pooling::DeclaredPooling;
+use crate::request::{ChatPrompt, EmbedRequest, GenerateRequest, MAX_CACHE_SALT_BYTES, Priority, Prompt};
 use crate::sampling::{ChoiceSeed, Sampler, SamplerSetup, validate_logprobs};
 use crate::scheduler::{Scheduler, SchedulerConfig};
-use crate::sequence::{Sequence, SequenceId};
+use crate::sequence::{PrefixSharing, Sequence, SequenceId};
 use crate::speculation::Speculation;
 use crate::stream::{ChoiceStream, TextStream};
 use crate::{free_memory, kv_budget};
@@ -49,6 +51,7 @@ struct ModelInner {
     vocabulary: Arc<Vocabulary>,
     chat_template: Option<ChatTemplate>,
     eos_token_ids: BTreeSet<u32>,
+    pooling: DeclaredPooling,
     admission: Arc<Admission>,
     metrics: ModelMetrics,
     /// Closed when the engine thread has ended.
@@ -168,6 +171,7 @@ impl Model {
             tokenizer: loaded.tokenizer,
             chat_template: loaded.chat_template,
             eos_token_ids: loaded.eos_token_ids,
+            pooling: loaded.pooling,
             admission,
             metrics: model_metrics,
             engine_ended,
@@ -202,6 +206,26 @@ impl Model {
             Err(refused) => Err(refused),
         };
         if let Err(error) = &outcome {
+            inner.count_rejection(error);
+        }
+        outcome
+    }
+
+    /// The vectors of the request's texts. Tokenizes all of them (on a blocking thread) before the first is submitted, and
+    /// has a window of them in flight at a time. Dropping this future cancels.
+    ///
+    /// # Errors
+    /// [`EmbedError`]; no text is left running then.
+    pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, EmbedError> {
+        let inner = &self.inner;
+        let outcome = match inner.admission.check_room(1) {
+            Ok(()) => match inner.blocking(move |inner| inner.prepare_embeddings(request)).await {
+                Ok(batch) => batch.run().await,
+                Err(refused) => Err(refused.into()),
+            },
+            Err(refused) => Err(refused.into()),
+        };
+        if let Err(EmbedError::Request(error)) = &outcome {
             inner.count_rejection(error);
         }
         outcome
@@ -341,21 +365,72 @@ impl ModelInner {
                     prepared.block_hashes.clone(),
                 )
             };
-            let generation = Generation {
+            let continuation = Continuation {
                 sampler,
                 max_new_tokens: prepared.max_new_tokens,
                 stop_token_ids: Arc::clone(&prepared.stop_token_ids),
-                events: sender,
-                cancelled,
-                arrived_at,
                 last_token_at: None,
-                has_started: false,
                 speculation: Speculation::default(),
             };
+            let answer = Answer::Text(Box::new(continuation));
+            let generation = Generation { answer, events: sender, cancelled, arrived_at, has_started: false };
             sequences.push(NewSequence { sequence, generation });
         }
         self.admission.submit(sequences)?;
         Ok(TextStream::new(choices, num_prompt_tokens, Arc::clone(&self.admission), Arc::clone(&self.vocabulary)))
+    }
+
+    /// Everything that embedding needs before the engine sees the first text.
+    fn prepare_embeddings(&self, request: EmbedRequest) -> Result<EmbeddingBatch, RequestError> {
+        let num_inputs = request.inputs.len();
+        if !(1..=MAX_EMBED_INPUTS).contains(&num_inputs) {
+            return Err(invalid("input", format!("`input` has {num_inputs} texts; expected 1 to {MAX_EMBED_INPUTS}")));
+        }
+        validate_cache_salt(request.cache_salt.as_deref())?;
+        let hidden_size = self.shape.hidden_size;
+        let num_dimensions = request.dimensions.unwrap_or(hidden_size);
+        if !(1..=hidden_size).contains(&num_dimensions) {
+            let message =
+                format!("`dimensions` is {num_dimensions}; expected 1 to {hidden_size}, all that the model has");
+            return Err(invalid("dimensions", message));
+        }
+        let pooling = self.pooling.resolve(self.config.pooling);
+        let pooling = pooling.map_err(|name| RequestError::UnsupportedPooling { pooling: name.to_owned() })?;
+        let salt = PrefixSalt { tenant: request.cache_salt.unwrap_or_default(), ..PrefixSalt::default() };
+        let inputs = request.inputs.into_iter().enumerate().map(|(index, input)| {
+            let token_ids = self.encode_input(index, input)?;
+            let block_hashes = match pooling.prefix_sharing() {
+                PrefixSharing::Shared => self.admission.blocks.hash_blocks(&token_ids, &salt),
+                PrefixSharing::Private => Vec::new(),
+            };
+            Ok(EmbedInput { token_ids, block_hashes })
+        });
+        Ok(EmbeddingBatch {
+            inputs: inputs.collect::<Result<_, RequestError>>()?,
+            pooling,
+            num_dimensions,
+            priority: request.priority,
+            salt,
+            window: Window::new(&self.config),
+            admission: Arc::clone(&self.admission),
+        })
+    }
+
+    /// Tokens of a text to embed, as many as fit.
+    fn encode_input(&self, index: usize, input: Prompt) -> Result<Vec<u32>, RequestError> {
+        let token_ids = self.encode_prompt(input).map_err(|error| match error {
+            RequestError::Invalid { message, .. } => invalid("input", format!("`input[{index}]`: {message}")),
+            other => other,
+        })?;
+        let num_tokens = token_ids.len();
+        for (limit_name, limit) in
+            [("the context length", self.info.max_model_len), ("the KV cache", self.info.num_kv_tokens)]
+        {
+            if num_tokens > limit {
+                return Err(RequestError::InputTooLong { index, num_tokens, limit_name, limit });
+            }
+        }
+        Ok(token_ids)
     }
 
     fn encode_prompt(&self, prompt: Prompt) -> Result<Vec<u32>, RequestError> {
@@ -414,7 +489,7 @@ impl ModelInner {
     fn count_rejection(&self, error: &RequestError) {
         let reason = match error {
             RequestError::QueueFull { .. } => Rejection::QueueFull,
-            RequestError::TooLong { .. } => Rejection::TooLong,
+            RequestError::TooLong { .. } | RequestError::InputTooLong { .. } => Rejection::TooLong,
             RequestError::ShuttingDown => Rejection::ShuttingDown,
             // `QueueTimeout` is counted by the engine: it comes after submission.
             _ => return,
@@ -474,7 +549,8 @@ fn warm_up(model: &dyn CausalLm, kv: &mut KvCache) -> Result<(), LoadError> {
         block_tables: vec![0],
         max_blocks: 1,
     };
-    model.forward(&StepBatch { token_ids: vec![0], positions: vec![0], ragged, logit_rows: vec![0] }, kv)?;
+    let (token_ids, positions, logit_rows) = (vec![0], vec![0], vec![0]);
+    model.forward(&StepBatch { token_ids, positions, ragged, logit_rows, hidden_rows: Vec::new() }, kv)?;
     Ok(())
 }
 

@@ -27,6 +27,19 @@ pub struct GenerateRequest {
     pub cache_salt: Option<String>,
 }
 
+/// One request for vectors: texts, and how long the vectors are.
+#[derive(Debug, Clone)]
+pub struct EmbedRequest {
+    /// What to embed, each by itself: 1 to [`MAX_EMBED_INPUTS`](crate::MAX_EMBED_INPUTS).
+    pub inputs: Vec<Prompt>,
+    /// Numbers that are left of each vector, of the first ones; `None`: all. For models trained so that this is of use.
+    pub dimensions: Option<usize>,
+    /// Where its texts stand in line.
+    pub priority: Priority,
+    /// As in [`GenerateRequest::cache_salt`].
+    pub cache_salt: Option<String>,
+}
+
 /// Bytes of a [`GenerateRequest::cache_salt`]: room for any id or digest, and no more to hash.
 pub const MAX_CACHE_SALT_BYTES: usize = 256;
 

@@ -8,6 +8,16 @@ use crate::request::Priority;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
 
+/// Whether a sequence shares KV with others of the same beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PrefixSharing {
+    /// It adopts what others have computed, and others what it has.
+    Shared,
+    /// It computes each of its tokens, since each is of use for more than its KV; and so would those do that are like it,
+    /// which is why it leaves nothing for them.
+    Private,
+}
+
 /// A sequence from admission to its end. The scheduler owns it; the engine appends tokens.
 #[derive(Debug)]
 pub struct Sequence {
@@ -33,6 +43,8 @@ pub struct Sequence {
     pub block_hashes: Vec<PrefixHash>,
     /// Keeps its blocks apart from those of other adapters and tenants.
     pub salt: PrefixSalt,
+    /// Whether KV goes to and comes from the prefix cache.
+    pub prefix_sharing: PrefixSharing,
     /// How many of the table's blocks are in the prefix cache.
     pub num_published: usize,
     /// Guesses of the tokens to come, for this step: they run beside the newest token and are verified. Written by the
@@ -59,6 +71,7 @@ impl Sequence {
             block_table: BlockTable::default(),
             block_hashes,
             salt: PrefixSalt::default(),
+            prefix_sharing: PrefixSharing::Shared,
             num_published: 0,
             draft: Vec::new(),
             was_preempted: false,

@@ -133,6 +133,7 @@ impl TextStream {
                 self.ready.push_back(TextEvent::Refused { choice, error });
             }
             Some(SequenceEvent::Failed { message }) => self.fail(choice, message),
+            Some(SequenceEvent::Vector(_)) => unreachable!("a choice is text"),
         }
     }
 

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use mistralrs_core::config::KvDType;
 use mistralrs_core::loader::{LoadedModel, ModelDescription};
-use mistralrs_core::models::{CausalLm, ModelShape, StepBatch};
+use mistralrs_core::models::{CausalLm, ModelShape, StepBatch, StepOutput};
+use mistralrs_core::pooling::DeclaredPooling;
 use mistralrs_core::request::{DryParams, XtcParams};
 use mistralrs_core::{
     EngineConfig, EngineMetrics, FinishReason, GenerateRequest, LoadError, Model, Priority, Prompt, RequestError,
@@ -69,7 +70,7 @@ impl CausalLm for HashModel {
         &self.shape
     }
 
-    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<Tensor> {
+    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput> {
         self.faults.num_steps.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(self.faults.step_ms.load(Ordering::Relaxed) as u64));
         assert!(!self.faults.panic_next.swap(false, Ordering::Relaxed), "asked to panic");
@@ -103,7 +104,11 @@ impl CausalLm for HashModel {
         if self.faults.nan_next.swap(false, Ordering::Relaxed) {
             logits[0] = f32::NAN;
         }
-        Tensor::from_vec(logits, (batch.logit_rows.len(), VOCAB_SIZE), &Device::Cpu)
+        let logits = Tensor::from_vec(logits, (batch.logit_rows.len(), VOCAB_SIZE), &Device::Cpu)?;
+        Ok(StepOutput {
+            logits,
+            hidden: Tensor::zeros((batch.hidden_rows.len(), HEAD_SIZE), DType::F32, &Device::Cpu)?,
+        })
     }
 }
 
@@ -167,6 +172,7 @@ fn start(num_blocks: usize, config: EngineConfig) -> Bench {
 fn try_start(num_blocks: usize, mut config: EngineConfig) -> Result<Bench, LoadError> {
     let shape = ModelShape {
         num_layers: 1,
+        hidden_size: HEAD_SIZE,
         num_kv_heads: 1,
         head_size: HEAD_SIZE,
         vocab_size: VOCAB_SIZE,
@@ -178,6 +184,7 @@ fn try_start(num_blocks: usize, mut config: EngineConfig) -> Result<Bench, LoadE
         tokenizer: tokenizer(),
         chat_template: None,
         eos_token_ids: BTreeSet::from([EOS]),
+        pooling: DeclaredPooling::Unstated,
         description: ModelDescription::default(),
     };
     let registry = Registry::new();

@@ -163,7 +163,9 @@ impl ApiError {
         match self {
             Self::Invalid { param, .. } => param.as_deref(),
             Self::Request(RequestError::Invalid { param, .. }) => Some(param),
-            Self::Request(RequestError::UnknownModel { .. }) | Self::NoModel => Some("model"),
+            Self::Request(RequestError::UnknownModel { .. } | RequestError::UnsupportedPooling { .. })
+            | Self::NoModel => Some("model"),
+            Self::Request(RequestError::InputTooLong { .. }) => Some("input"),
             Self::Request(RequestError::Template(_) | RequestError::NoChatTemplate) => Some("messages"),
             Self::UnknownPreviousResponse { .. } => Some("previous_response_id"),
             _ => None,
@@ -174,7 +176,9 @@ impl ApiError {
     fn code(&self) -> Option<&'static str> {
         match self {
             Self::Request(RequestError::UnknownModel { .. }) | Self::NoModel => Some("model_not_found"),
-            Self::Request(RequestError::TooLong { .. }) => Some("context_length_exceeded"),
+            Self::Request(RequestError::TooLong { .. } | RequestError::InputTooLong { .. }) => {
+                Some("context_length_exceeded")
+            }
             Self::Request(RequestError::QueueFull { .. }) | Self::BackgroundFull { .. } => Some("queue_full"),
             Self::Request(RequestError::QueueTimeout { .. }) => Some("queue_timeout"),
             Self::UnknownResponse { .. } => Some("response_not_found"),
@@ -207,6 +211,8 @@ fn request_status(error: &RequestError) -> StatusCode {
     match error {
         RequestError::Invalid { .. }
         | RequestError::TooLong { .. }
+        | RequestError::InputTooLong { .. }
+        | RequestError::UnsupportedPooling { .. }
         | RequestError::Template(_)
         | RequestError::NoChatTemplate => StatusCode::BAD_REQUEST,
         RequestError::UnknownModel { .. } => StatusCode::NOT_FOUND,
@@ -252,6 +258,8 @@ mod tests {
                 limit: 8,
             }
             .into(),
+            RequestError::InputTooLong { index: 3, num_tokens: 9, limit_name: "the context length", limit: 8 }.into(),
+            RequestError::UnsupportedPooling { pooling: "rank".into() }.into(),
             RequestError::Invalid { param: "top_p", message: "top_p must be above 0".into() }.into(),
             RequestError::QueueFull { num_waiting: 256, retry_after_seconds: 3 }.into(),
             RequestError::QueueTimeout { waited_seconds: 300, retry_after_seconds: 4 }.into(),
@@ -273,6 +281,10 @@ mod tests {
         {"error":{"message":"the model `gpt-4` does not exist; loaded: SmolLM2","type":"invalid_request_error","param":"model","code":"model_not_found"}}
         400 Bad Request
         {"error":{"message":"the prompt has 9 tokens and 5 more were asked for, but the context length is 8 tokens","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}
+        400 Bad Request
+        {"error":{"message":"`input[3]` has 9 tokens, but the context length is 8 tokens","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
+        400 Bad Request
+        {"error":{"message":"this model's embeddings are made by `rank` pooling, which is not supported; start with --pooling to use another one","type":"invalid_request_error","param":"model","code":null}}
         400 Bad Request
         {"error":{"message":"top_p must be above 0","type":"invalid_request_error","param":"top_p","code":null}}
         503 Service Unavailable Retry-After: 3

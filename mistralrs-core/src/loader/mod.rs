@@ -11,6 +11,7 @@ use crate::config::ModelSource;
 use crate::error::LoadError;
 use crate::loader::chat_template::ChatTemplate;
 use crate::models::{ARCHITECTURES, CausalLm};
+use crate::pooling::DeclaredPooling;
 
 pub mod chat_template;
 mod end_of_turn;
@@ -31,6 +32,8 @@ pub struct LoadedModel {
     pub chat_template: Option<ChatTemplate>,
     /// Tokens that end a generation.
     pub eos_token_ids: BTreeSet<u32>,
+    /// How the model is meant to embed texts.
+    pub pooling: DeclaredPooling,
     /// For `/v1/models` and logs.
     pub description: ModelDescription,
 }

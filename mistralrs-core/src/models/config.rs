@@ -56,6 +56,7 @@ impl DecoderConfig {
     pub fn shape(&self) -> ModelShape {
         ModelShape {
             num_layers: self.num_layers,
+            hidden_size: self.hidden_size,
             num_kv_heads: self.heads.num_kv_heads,
             head_size: self.heads.head_size,
             vocab_size: self.vocab_size,

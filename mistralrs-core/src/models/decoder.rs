@@ -9,7 +9,7 @@ use crate::error::LoadError;
 use crate::layers::{Attention, Linear, RmsNorm, RotaryEmbedding, SwiGluMlp, WeightMatrix};
 use crate::loader::weights::{Part, Role, Weights};
 use crate::models::config::Presence;
-use crate::models::{CausalLm, DecoderConfig, ModelShape, StepBatch};
+use crate::models::{CausalLm, DecoderConfig, ModelShape, StepBatch, StepOutput};
 
 /// A decoder-only transformer.
 #[derive(Debug)]
@@ -60,6 +60,24 @@ impl Decoder {
         }
         Ok(hidden)
     }
+
+    /// The chosen rows of `hidden` after the last norm; `None` where none are chosen.
+    fn normed_rows(&self, hidden: &Tensor, rows: &[u32]) -> candle_core::Result<Option<Tensor>> {
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        // Every row ends a sequence in a step of decodes alone: nothing to pick.
+        if rows.len() == hidden.dim(0)? {
+            return self.output_norm.forward(hidden).map(Some);
+        }
+        let rows = hidden.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
+        self.output_norm.forward(&rows).map(Some)
+    }
+}
+
+/// `[0, columns]`: nothing was asked for.
+fn empty(columns: usize) -> candle_core::Result<Tensor> {
+    Tensor::zeros((0, columns), DType::F32, &Device::Cpu)
 }
 
 impl DecoderLayer {
@@ -101,22 +119,20 @@ impl CausalLm for Decoder {
         &self.shape
     }
 
-    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<Tensor> {
+    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput> {
         let num_tokens = batch.token_ids.len();
         if batch.positions.len() != num_tokens {
             candle_core::bail!("{num_tokens} tokens with {} positions", batch.positions.len())
         }
         let hidden = self.hidden_states(batch, kv)?;
-        let num_rows = batch.logit_rows.len();
-        if num_rows == 0 {
-            return Tensor::zeros((0, self.shape.vocab_size), DType::F32, &Device::Cpu);
-        }
-        // Every row ends a sequence in a step of decodes alone: nothing to pick.
-        let hidden = if num_rows == num_tokens {
-            hidden
-        } else {
-            hidden.index_select(&Tensor::new(batch.logit_rows.as_slice(), &Device::Cpu)?, 0)?
+        let logits = match self.normed_rows(&hidden, &batch.logit_rows)? {
+            Some(rows) => self.head.forward(&rows)?,
+            None => empty(self.shape.vocab_size)?,
         };
-        self.head.forward(&self.output_norm.forward(&hidden)?)
+        let hidden = match self.normed_rows(&hidden, &batch.hidden_rows)? {
+            Some(rows) => rows,
+            None => empty(self.shape.hidden_size)?,
+        };
+        Ok(StepOutput { logits, hidden })
     }
 }

@@ -27,6 +27,17 @@ pub struct StepBatch {
     pub ragged: RaggedBatch,
     /// `[L]` rows of T whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+    /// `[E]` rows of T whose hidden states are wanted, ascending.
+    pub hidden_rows: Vec<u32>,
+}
+
+/// What one step computes.
+#[derive(Debug, Clone)]
+pub struct StepOutput {
+    /// `[L, V]` f32, of the batch's `logit_rows`.
+    pub logits: Tensor,
+    /// `[E, hidden_size]` f32, of the batch's `hidden_rows`: what the head would have made logits of, so after the last norm.
+    pub hidden: Tensor,
 }
 
 /// What the engine must know of a model's shape.
@@ -34,6 +45,8 @@ pub struct StepBatch {
 pub struct ModelShape {
     /// Decoder layers.
     pub num_layers: usize,
+    /// Columns of a hidden state.
+    pub hidden_size: usize,
     /// KV heads (K).
     pub num_kv_heads: usize,
     /// Head size (D).
@@ -49,8 +62,8 @@ pub trait CausalLm: Send {
     /// Its shape.
     fn shape(&self) -> &ModelShape;
 
-    /// Runs the batch, writing its KV into `kv`; logits `[L, V]` f32 of `batch.logit_rows`.
-    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<Tensor>;
+    /// Runs the batch, writing its KV into `kv`. Rows that nobody asks for cost no head and no copy.
+    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput>;
 }
 
 /// What sets one architecture apart from the others.

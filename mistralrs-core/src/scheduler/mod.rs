@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use mistralrs_paged_attn::{BlockCopy, BlockManager};
 
-use crate::sequence::{Sequence, SequenceId};
+use crate::sequence::{PrefixSharing, Sequence, SequenceId};
 use rank::Rank;
 
 pub use prefill::{PREFILL_SHARE, READMISSION_COST};
@@ -223,6 +223,9 @@ impl Scheduler {
 /// Publishes blocks that became full, extending the hash chain over generated tokens. Without a prefix cache there
 /// are no hashes and nothing happens.
 fn publish_full_blocks(sequence: &mut Sequence, blocks: &BlockManager) {
+    if sequence.prefix_sharing == PrefixSharing::Private {
+        return;
+    }
     let num_full = sequence.num_computed / blocks.block_size();
     if num_full > sequence.block_hashes.len() {
         let full = &sequence.token_ids[..num_full * blocks.block_size()];

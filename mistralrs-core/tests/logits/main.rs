@@ -1,10 +1,12 @@
-//! Do logits and greedy continuations agree with llama.cpp and transformers, and does a damaged file end in an error?
+//! Do logits and greedy continuations agree with llama.cpp and transformers, embeddings with sentence-transformers, and does a
+//! damaged file end in an error?
 //!
 //! `tests/fixtures/README.md` says what the references are and how they were made.
 
 #![expect(clippy::unwrap_used, reason = "what a test cannot set up fails it")]
 
 mod damaged_files;
+mod embeddings;
 mod reference;
 mod requantize;
 mod runner;

@@ -48,6 +48,11 @@ impl Reference {
         (0..).map_while(|index| Some((index, self.ids.get(&format!("prompt.{index}"))?.as_slice())))
     }
 
+    /// The numbers called `name`.
+    pub fn values(&self, name: &str) -> &[f32] {
+        &self.values[name]
+    }
+
     fn greedy(&self, prompt: usize) -> &[u32] {
         &self.ids[&format!("greedy.{prompt}")]
     }

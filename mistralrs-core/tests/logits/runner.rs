@@ -62,7 +62,7 @@ impl Runner {
             add(&mut batch, chunk);
         }
         batch.logit_rows = (0..batch.token_ids.len() as u32).collect();
-        self.model.forward(&batch, &mut self.kv).unwrap().to_vec2().unwrap()
+        self.model.forward(&batch, &mut self.kv).unwrap().logits.to_vec2().unwrap()
     }
 
     /// Logits after every token of a sequence that starts with `tokens`.

@@ -11,6 +11,7 @@ use crate::layers::{HeadCounts, RotaryConfig, RotaryScaling};
 use crate::loader::{SpecialTexts, end_of_turn, unsupported};
 use crate::models::config::Presence;
 use crate::models::{Architecture, DecoderConfig};
+use crate::pooling::{DeclaredPooling, Pooling};
 
 /// Rotary base of files that name none.
 const DEFAULT_ROTARY_BASE: f32 = 10_000.0;
@@ -136,6 +137,20 @@ impl<'a> Metadata<'a> {
             _ => None,
         });
         within_vocabulary(declared.chain(ending), vocab_size)
+    }
+
+    /// How embeddings are pooled, in llama.cpp's numbers.
+    pub(super) fn pooling(&self, architecture: &Architecture) -> Result<DeclaredPooling, LoadError> {
+        let number = self.u64(&format!("{}.pooling_type", architecture.name))?;
+        Ok(match number {
+            None => DeclaredPooling::Unstated,
+            Some(0) => DeclaredPooling::Unsupported("none".to_owned()),
+            Some(1) => DeclaredPooling::Known(Pooling::Mean),
+            Some(2) => DeclaredPooling::Known(Pooling::Cls),
+            Some(3) => DeclaredPooling::Known(Pooling::Last),
+            Some(4) => DeclaredPooling::Unsupported("rank".to_owned()),
+            Some(other) => DeclaredPooling::Unsupported(other.to_string()),
+        })
     }
 
     /// What the file says its quantization is.

@@ -54,6 +54,7 @@ pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError>
     let template = (path, metadata.chat_template());
     let chat_template = compile_template(source, template, metadata.special_texts())?;
     let eos_token_ids = metadata.eos_token_ids(config.vocab_size);
+    let pooling = metadata.pooling(architecture)?;
 
     let name = path.file_stem().map_or_else(|| "model".into(), |name| name.to_string_lossy());
     let progress = LoadProgress::new(&name, file.num_tensor_bytes());
@@ -74,7 +75,7 @@ pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError>
         num_parameters: totals.num_parameters,
         num_weight_bytes: totals.num_bytes,
     };
-    Ok(LoadedModel { model, tokenizer, chat_template, eos_token_ids, description })
+    Ok(LoadedModel { model, tokenizer, chat_template, eos_token_ids, pooling, description })
 }
 
 impl GgufFile {

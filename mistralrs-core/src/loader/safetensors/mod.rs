@@ -17,6 +17,7 @@ use crate::loader::weights::{Naming, StoredTensor, WeightFiles, Weights};
 use crate::loader::{LoadedModel, ModelDescription, check_vocabulary, compile_template, main_dtype, tokenizer};
 
 mod hf_config;
+mod sentence_transformers;
 mod special_tokens;
 
 /// The file every model directory has.
@@ -55,6 +56,7 @@ pub fn load(directory: &Path, source: &ModelSource) -> Result<LoadedModel, LoadE
     let special = special_tokens::read(directory, &value, &tokenizer)?;
     let template = (special.template_path.as_path(), special.template);
     let chat_template = compile_template(source, template, special.texts)?;
+    let pooling = sentence_transformers::pooling(directory)?;
 
     let checkpoint = Checkpoint::open(directory)?;
     let name = directory.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy());
@@ -71,7 +73,8 @@ pub fn load(directory: &Path, source: &ModelSource) -> Result<LoadedModel, LoadE
         num_parameters: totals.num_parameters,
         num_weight_bytes: totals.num_bytes,
     };
-    Ok(LoadedModel { model, tokenizer, chat_template, eos_token_ids: special.eos_token_ids, description })
+    let eos_token_ids = special.eos_token_ids;
+    Ok(LoadedModel { model, tokenizer, chat_template, eos_token_ids, pooling, description })
 }
 
 /// The tensors of one or several open files, all of whose headers have been checked.

@@ -205,6 +205,30 @@ fn a_shared_prompt_is_computed_once() {
 }
 
 #[test]
+fn what_computes_each_token_neither_adopts_blocks_nor_leaves_any() {
+    let mut bench = Bench::new(16, WIDE);
+    let prompt: Vec<u32> = (0..9).collect();
+    let submit = |bench: &mut Bench, prefix_sharing: PrefixSharing| {
+        let hashes = match prefix_sharing {
+            PrefixSharing::Shared => bench.blocks.hash_blocks(&prompt, &PrefixSalt::default()),
+            PrefixSharing::Private => Vec::new(),
+        };
+        let sequence = Sequence::new(SequenceId(bench.next_id), None, prompt.clone(), hashes);
+        bench.next_id += 1;
+        bench.enqueue(Sequence { prefix_sharing, ..sequence })
+    };
+    let mut steps = String::new();
+    for prefix_sharing in [PrefixSharing::Private, PrefixSharing::Shared, PrefixSharing::Private] {
+        let id = submit(&mut bench, prefix_sharing);
+        steps += &bench.steps(1);
+        bench.finish(id);
+    }
+    assert_eq!(steps, "prefill 0x9\nprefill 1x9\nprefill 2x9\n");
+    submit(&mut bench, PrefixSharing::Shared);
+    assert_eq!(bench.steps(1), "prefill 3x1\n", "what the other left is still there");
+}
+
+#[test]
 fn later_choices_wait_for_the_prompt_of_the_first_and_compute_only_its_last_token() {
     for enable_prefix_cache in [true, false] {
         let blocks = BlockManager::new(32, BLOCK_SIZE, enable_prefix_cache);
