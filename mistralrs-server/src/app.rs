@@ -33,6 +33,7 @@ pub const TAKEN_PATHS: &[&str] = &[
     "/detokenize",
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/embeddings",
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/v1/models",
@@ -117,6 +118,7 @@ pub fn router(app: &AppState, settings: &ServerSettings) -> Router {
     let api = Router::new()
         .route("/v1/chat/completions", post(openai::chat_completions))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/responses", post(openai::create_response))
         .route("/v1/responses/{id}", get(openai::retrieve_response).delete(openai::delete_response))
         .route("/v1/responses/{id}/cancel", post(openai::cancel_response))

@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use serde_json::{Value, json};
 
 use crate::bench::BenchFlags;
-use crate::config::{KvCacheType, LogFormat, PagedAttention, Sources, TokenSource, set};
+use crate::config::{KvCacheType, LogFormat, PagedAttention, PoolingType, Sources, TokenSource, set};
 
 /// LLM inference server with an OpenAI-compatible API and an MCP gateway inside.
 #[derive(Debug, Parser)]
@@ -183,6 +183,9 @@ struct EngineFlags {
     /// The same, and wins over --chat-template
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     jinja_explicit: Option<PathBuf>,
+    /// How hidden states become embeddings [default: as the model's files say, else last]
+    #[arg(long, global = true, value_name = "TYPE")]
+    pooling: Option<PoolingType>,
     /// Where the hub's token comes from: cache, env:NAME, path:FILE, literal:TOKEN or none [default: cache]
     #[arg(long, global = true, value_name = "SOURCE")]
     token_source: Option<TokenSource>,
@@ -272,6 +275,7 @@ impl EngineFlags {
         set(layer, "server.threads", self.threads);
         set(layer, "model.served_model_name", self.served_model_name.as_deref());
         set(layer, "model.chat_template", self.chat_template.as_deref());
+        set(layer, "model.pooling", self.pooling);
         set(layer, "model.jinja_explicit", self.jinja_explicit.as_deref());
         set(layer, "model.token_source", self.token_source.clone());
     }

@@ -42,6 +42,9 @@ scenarios!("openai_client.py":
     logprobs_describe_the_text,
     stop_strings_end_the_text_before_them,
     logit_bias_forbids_a_token,
+    embeddings_are_the_same_in_both_encodings_and_in_any_company,
+    embeddings_take_tokens_and_can_be_cut,
+    errors_of_embeddings_arrive_as_the_right_exceptions,
     models_are_listed_and_retrieved,
     errors_arrive_as_the_right_exceptions,
 );
@@ -302,7 +305,10 @@ async fn clients_that_leave_responses_and_messages_leave_nothing_behind() -> any
         drop(response);
         check_nothing_is_held(&http).await.context(path)?;
     }
-    Ok(())
+    let batch = json!({ "model": "default", "input": vec![sentence(200); 300] });
+    let embeddings = http.post("/v1/embeddings", &batch);
+    ensure!(tokio::time::timeout(Duration::from_secs(2), embeddings).await.is_err(), "the batch ended at once");
+    check_nothing_is_held(&http).await.context("embeddings")
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ async fn the_documented_curl_line_lists_tools() -> anyhow::Result<()> {
         .iter()
         .filter_map(|tool| tool["name"].as_str())
         .collect();
-    for name in ["generate", "chat", "tokenize", "list_models"] {
+    for name in ["generate", "chat", "embed", "tokenize", "list_models"] {
         ensure!(names.contains(&name), "`{name}` is not among {names:?}");
     }
     Ok(())

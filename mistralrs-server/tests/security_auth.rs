@@ -20,7 +20,9 @@ async fn the_main_port_wants_its_key() -> anyhow::Result<()> {
     let server = SHARED.get().await?;
     let stranger = server.http();
     let request = json!({ "model": "default", "prompt": "1,", "max_tokens": 1 });
-    for path in ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"] {
+    for path in
+        ["/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize"]
+    {
         let answer = stranger.post(path, &request).await?;
         answer.openai_error(401)?;
         ensure!(answer.header("www-authenticate").starts_with("Bearer"), "{path}: {answer:?}");

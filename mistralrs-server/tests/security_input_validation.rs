@@ -90,7 +90,9 @@ async fn a_directory_without_a_model_says_what_is_missing() -> anyhow::Result<()
 async fn bodies_that_are_not_requests_get_openais_error() -> anyhow::Result<()> {
     let server = SHARED.get().await?;
     let http = server.http();
-    for path in ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"] {
+    for path in
+        ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize"]
+    {
         for body in ["", "{", "nonsense", "[]", "7", "null", "{\"model\": \"default\"}"] {
             let answer = http.post_bytes(path, body).await?;
             let message = answer.openai_error(400).with_context(|| format!("{path} with {body:?}"))?;

@@ -3,6 +3,7 @@
 //! A process without a model has no native tools at all: a tool that can only fail teaches a model to fail.
 
 mod arguments;
+mod embedding;
 mod generation;
 mod schema;
 #[cfg(test)]
@@ -21,10 +22,11 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use self::arguments::{ChatArguments, DEFAULT_MAX_TOKENS, GenerateArguments, ListModelsArguments, TokenizeArguments};
+use self::embedding::{EmbedArguments, EmbeddedTexts};
 use self::generation::{GeneratedText, collect};
 use self::schema::json_schema;
 
-/// The loaded models as MCP tools: `generate`, `chat`, `tokenize`, `list_models`.
+/// The loaded models as MCP tools: `generate`, `chat`, `embed`, `tokenize`, `list_models`.
 pub struct ModelTools {
     models: Arc<ModelRouter>,
 }
@@ -66,6 +68,11 @@ impl LocalTools for ModelTools {
                 "chat",
                 "Answers a conversation with the local language model, in the model's own chat format.",
             ),
+            tool::<EmbedArguments, EmbeddedTexts>(
+                "embed",
+                "Turns texts into vectors with the local language model, to compare them by meaning: the closer to 1 the \
+                 dot product of two vectors, the more alike the texts.",
+            ),
             tool::<TokenizeArguments, Tokenized>(
                 "tokenize",
                 "Turns text into the token ids of the local language model, and counts them.",
@@ -84,6 +91,7 @@ impl LocalTools for ModelTools {
         let outcome = match name {
             "generate" => self.generate(arguments, progress, cancellation).await,
             "chat" => self.chat(arguments, progress, cancellation).await,
+            "embed" => self.embed(arguments, cancellation).await,
             "tokenize" => self.tokenize(arguments).await,
             "list_models" => self.list_models(arguments),
             _ => return Err(LocalToolError::Unknown(name.to_owned())),
@@ -156,6 +164,12 @@ impl ModelTools {
         };
         let text = collect(&mut events, progress, cancellation).await.map_err(Failure::Refused)?;
         Ok(structured(text.text.clone(), &text))
+    }
+
+    async fn embed(&self, arguments: JsonObject, cancellation: CancellationToken) -> Result<CallToolResult, Failure> {
+        let arguments: EmbedArguments = parse(arguments)?;
+        let model = self.route(arguments.model.as_deref())?;
+        embedding::embed(&model, arguments, cancellation).await
     }
 
     async fn tokenize(&self, arguments: JsonObject) -> Result<CallToolResult, Failure> {

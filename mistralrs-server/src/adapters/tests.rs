@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use mistralrs_core::request::Usage;
-use mistralrs_core::{FinishReason, GenerateRequest, ModelRouter, TextEvent};
+use mistralrs_core::{Embeddings, FinishReason, GenerateRequest, ModelRouter, TextEvent};
 use mistralrs_mcp::{LocalToolError, LocalTools, ProgressSink};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -49,6 +49,9 @@ async fn wrong_arguments_are_refused_with_their_name() {
         ("chat", json!({"messages": "hello"})),
         ("chat", json!({"messages": [{"role": "oracle", "content": "a"}]})),
         ("chat", json!({"messages": [{"role": "user"}]})),
+        ("embed", json!({})),
+        ("embed", json!({"input": [1, 2]})),
+        ("embed", json!({"input": "a", "dimensions": "few"})),
         ("tokenize", json!({"text": "a", "add_special_tokens": "no"})),
         ("list_models", json!({"all": true})),
     ] {
@@ -68,6 +71,19 @@ async fn a_model_that_is_not_there_yet_is_an_answer_and_an_unknown_tool_is_none(
 async fn models_are_listed_as_text_and_as_data() {
     let answer = call("list_models", json!({})).await;
     assert!(answer.contains(r#""structuredContent":{"models":[]}"#), "{answer}");
+}
+
+#[test]
+fn vectors_are_the_same_json_as_text_and_as_data() {
+    let embeddings = Embeddings { vectors: vec![vec![0.6, 0.8], vec![1.0, 0.0]], num_prompt_tokens: 5 };
+    let result = serde_json::to_value(super::embedding::render(embeddings)).unwrap();
+    let expected = json!({
+        "embeddings": [[0.6, 0.8], [1.0, 0.0]], "dimensions": 2,
+        "usage": {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5},
+    });
+    assert_eq!(result["structuredContent"], expected);
+    let text: Value = serde_json::from_str(result["content"][0]["text"].as_str().unwrap()).unwrap();
+    assert_eq!(text, expected);
 }
 
 #[test]

@@ -154,6 +154,9 @@ pub struct ModelSection {
     /// The same, and wins over `chat_template`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jinja_explicit: Option<PathBuf>,
+    /// How the hidden states of a text become its embedding. Default: as the model's files say, and `last` if they do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<PoolingType>,
     /// Where the hub's token comes from: `cache` (`HF_TOKEN`, then the hub's token file), `env:NAME`, `path:FILE`,
     /// `literal:TOKEN` or `none`. Default `cache`.
     pub token_source: TokenSource,
@@ -170,6 +173,18 @@ pub enum ModelFormat {
     Safetensors,
     /// One GGUF file (`gguf`).
     Gguf,
+}
+
+/// How the hidden states of a text become its embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolingType {
+    /// Their mean.
+    Mean,
+    /// The last token's.
+    Last,
+    /// The first token's.
+    Cls,
 }
 
 /// Where the hub's token comes from.

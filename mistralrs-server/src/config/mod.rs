@@ -24,7 +24,7 @@ use serde_json::Value;
 
 pub use environment::Environment;
 pub use error::ConfigError;
-pub use file::{ConfigFile, KvCacheType, LogFormat, ModelFormat, PagedAttention, TokenSource};
+pub use file::{ConfigFile, KvCacheType, LogFormat, ModelFormat, PagedAttention, PoolingType, TokenSource};
 pub use http_mcp::{HttpMcpConfig, RateLimitConfig};
 pub(crate) use layers::set;
 pub use print::json_schema;

@@ -5,13 +5,13 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mistralrs_core::EngineConfig;
 use mistralrs_core::config::KvDType;
+use mistralrs_core::{EngineConfig, Pooling};
 
 use super::environment::HubEnvironment;
 use super::file::{
     AuthMethod, CorsSection, DEFAULT_HTTP_MCP_PORT, EngineSection, HttpMcpSection, LogFormat, ModelFormat,
-    PagedAttention, RateLimitSection, TokenSource,
+    PagedAttention, PoolingType, RateLimitSection, TokenSource,
 };
 use super::{ConfigError, Configuration, HttpMcpConfig, KvCacheType, RateLimitConfig};
 
@@ -270,7 +270,14 @@ impl Configuration {
             served_model_name: section.served_model_name.clone(),
             chat_template,
             hub: self.hub()?,
-            engine: engine(&self.file.engine, drain_timeout)?,
+            engine: EngineConfig {
+                pooling: section.pooling.map(|pooling| match pooling {
+                    PoolingType::Mean => Pooling::Mean,
+                    PoolingType::Last => Pooling::Last,
+                    PoolingType::Cls => Pooling::Cls,
+                }),
+                ..engine(&self.file.engine, drain_timeout)?
+            },
         }))
     }
 
@@ -353,6 +360,7 @@ fn engine(section: &EngineSection, drain_timeout: Duration) -> Result<EngineConf
         },
         enable_prefix_cache: section.prefix_cache_n > 0,
         max_draft_tokens: section.max_draft_tokens,
+        pooling: None,
         max_model_len: section.max_model_len.map(NonZeroUsize::get),
         seed: section.seed,
         drain_timeout,

@@ -36,6 +36,8 @@ const SAFETENSORS_FILES: &[&str] = &[
     "chat_template.jinja",
     "chat_template.json",
     "model.safetensors.index.json",
+    "modules.json",
+    "1_Pooling/config.json",
 ];
 
 /// One repository of the hub.
@@ -106,11 +108,15 @@ impl<'a> Download<'a> {
 
     async fn list_files(&self) -> Result<Vec<String>, HubError> {
         let repository = self.repository();
-        let entries = repository.list_tree().limit(MAX_REPO_FILES).send().map_err(|error| self.explain(error))?;
+        let entries = repository.list_tree().recursive(true).limit(MAX_REPO_FILES).send();
+        let entries = entries.map_err(|error| self.explain(error))?;
         pin_mut!(entries);
         let mut names = Vec::new();
         while let Some(entry) = entries.next().await {
-            if let RepoTreeEntry::File { path, .. } = entry.map_err(|error| self.explain(error))? {
+            // Folders hold the same model in other formats.
+            if let RepoTreeEntry::File { path, .. } = entry.map_err(|error| self.explain(error))?
+                && (!path.contains('/') || is_part_of_model(&path))
+            {
                 names.push(path);
             }
         }

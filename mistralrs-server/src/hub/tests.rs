@@ -28,7 +28,7 @@ impl FakeHub {
         let router = Router::new()
             .route("/api/models/org/model/tree/{revision}", get(tree))
             .route("/api/models/org/model/revision/{revision}", get(async || axum::Json(json!({ "sha": COMMIT }))))
-            .route("/org/model/resolve/{revision}/{file}", get(file))
+            .route("/org/model/resolve/{revision}/{*file}", get(file))
             .with_state(Arc::clone(&hub));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -85,10 +85,12 @@ fn names(directory: &Path) -> String {
 }
 
 const SAFETENSORS: &[(&str, &str)] = &[
+    ("1_Pooling/config.json", "{}"),
     ("README.md", "not needed"),
     ("config.json", "{}"),
     ("model-00001-of-00002.safetensors", "one"),
     ("model-00002-of-00002.safetensors", "two"),
+    ("onnx/model.safetensors", "not needed"),
     ("pytorch_model.bin", "not needed"),
     ("tokenizer.json", "{}"),
 ];
@@ -103,8 +105,9 @@ async fn a_hub_id_is_fetched_once_and_only_what_a_model_needs() {
     assert_eq!(source.id.as_deref(), Some("org/model"));
     assert_eq!(
         names(&source.path),
-        "config.json model-00001-of-00002.safetensors model-00002-of-00002.safetensors tokenizer.json"
+        "1_Pooling config.json model-00001-of-00002.safetensors model-00002-of-00002.safetensors tokenizer.json"
     );
+    assert!(source.path.join("1_Pooling/config.json").is_file());
     assert_eq!(std::fs::read_to_string(source.path.join("model-00002-of-00002.safetensors")).unwrap(), "two");
 
     let num_requests = hub.num_requests.load(Ordering::Relaxed);

@@ -60,7 +60,7 @@ struct TextFields {
     untagged,
     expecting = "expected a string, a list of strings, a list of token ids, or a list of lists of token ids"
 )]
-enum Prompts {
+pub(super) enum Prompts {
     Text(String),
     Texts(Vec<String>),
     Tokens(Vec<u32>),
@@ -68,7 +68,7 @@ enum Prompts {
 }
 
 impl Prompts {
-    fn to_vec(&self) -> Vec<Prompt> {
+    pub fn to_vec(&self) -> Vec<Prompt> {
         match self {
             Self::Text(text) => vec![Prompt::Text(text.clone())],
             Self::Texts(texts) => texts.iter().cloned().map(Prompt::Text).collect(),

@@ -7,6 +7,7 @@ protocol version such as `2026-07-28`. A scenario is one function below; it fail
 """
 
 import asyncio
+import json
 import sys
 
 import httpx2
@@ -16,7 +17,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 async def native_tools_are_listed_with_schemas(client):
     tools = {tool.name: tool for tool in await list_all(client)}
-    for name in ("generate", "chat", "tokenize", "list_models"):
+    for name in ("generate", "chat", "embed", "tokenize", "list_models"):
         schema = tools[name].input_schema
         assert schema["type"] == "object" and tools[name].description, (name, schema)
     assert "prompt" in tools["generate"].input_schema["required"], tools["generate"].input_schema
@@ -34,6 +35,11 @@ async def native_tools_answer(client):
     assert reply == "The capital of France is Paris.", reply
     tokens = await client.call_tool("tokenize", {"text": "Hello world"})
     assert not tokens.is_error and tokens.content, tokens
+    vectors = await client.call_tool("embed", {"input": ["Hello world", "Goodbye"], "dimensions": 8})
+    assert not vectors.is_error, vectors
+    structured = json.loads(vectors.content[0].text)
+    assert [len(vector) for vector in structured["embeddings"]] == [8, 8] and structured["dimensions"] == 8, vectors
+    assert abs(sum(number**2 for number in structured["embeddings"][0]) - 1) < 1e-5, vectors
 
 
 async def generate_reports_progress(client):

@@ -5,6 +5,7 @@ Usage: openai_client.py BASE_URL SCENARIO [KEY]
 A scenario is one function below; it fails by raising. What it prints is shown when the test fails.
 """
 
+import array
 import asyncio
 import json
 import sys
@@ -144,6 +145,52 @@ def logit_bias_forbids_a_token(client):
     assert not any(character in biased for character in free.strip() if character.isdigit()), (free, biased)
 
 
+TEXTS = ["The cat sat on the mat.", "Quarterly revenue grew by nine percent.", "one", "The cat sat on the mat."]
+
+
+def embeddings_are_the_same_in_both_encodings_and_in_any_company(client):
+    model = model_of(client)
+    raw = client.embeddings.with_raw_response.create(model=model, input=TEXTS)
+    assert isinstance(json.loads(raw.content)["data"][0]["embedding"], str), "the package asks for base64"
+    packed = raw.parse()
+    assert packed.object == "list" and [item.index for item in packed.data] == [0, 1, 2, 3], packed
+    assert packed.usage.prompt_tokens == packed.usage.total_tokens == sum(len(tokenize(client, t)) for t in TEXTS)
+    plain = client.embeddings.create(model=model, input=TEXTS, encoding_format="float")
+    assert [as_f32(item) for item in plain.data] == [as_f32(item) for item in packed.data]
+    vectors = [item.embedding for item in packed.data]
+    assert vectors[0] == vectors[3] != vectors[1] and all(abs(dot(v, v) - 1) < 1e-5 for v in vectors), vectors
+    for text, vector in zip(TEXTS, vectors):
+        alone = client.embeddings.create(model=model, input=text).data
+        assert len(alone) == 1 and alone[0].embedding == vector, text
+
+
+def embeddings_take_tokens_and_can_be_cut(client):
+    model = model_of(client)
+    whole = client.embeddings.create(model=model, input=TEXTS[:2]).data
+    tokens = [tokenize(client, text) for text in TEXTS[:2]]
+    assert client.embeddings.create(model=model, input=tokens).data == whole
+    assert client.embeddings.create(model=model, input=tokens[0]).data == whole[:1]
+    short = client.embeddings.create(model=model, input=TEXTS[0], dimensions=64, user="u").data[0].embedding
+    beginning = whole[0].embedding[:64]
+    assert len(short) == 64 and abs(dot(short, short) - 1) < 1e-5
+    assert abs(dot(short, beginning) - dot(beginning, beginning) ** 0.5) < 1e-5, "it points where the whole one does"
+
+
+def errors_of_embeddings_arrive_as_the_right_exceptions(client):
+    model = model_of(client)
+    create = client.embeddings.create
+    expect(openai.NotFoundError, lambda: create(model="gpt-unknown", input="a"), "gpt-unknown")
+    expect(openai.BadRequestError, lambda: create(model=model, input=[]), "`input` has 0 texts")
+    expect(openai.BadRequestError, lambda: create(model=model, input=["a"] * 2049), "2049 texts; expected 1 to 2048")
+    expect(openai.BadRequestError, lambda: create(model=model, input=["a", ""]), "input[1]")
+    long = expect(openai.BadRequestError, lambda: create(model=model, input=["a", "word " * 20_000]), "input[1]")
+    assert long.code == "context_length_exceeded" and long.param == "input", (long.code, long.param)
+    expect(openai.BadRequestError, lambda: create(model=model, input=[[1], [1_000_000]]), "token id 1000000")
+    wide = expect(openai.BadRequestError, lambda: create(model=model, input="a", dimensions=100_000), "expected 1 to 576")
+    assert wide.param == "dimensions", wide.param
+    expect(openai.BadRequestError, lambda: create(model=model, input="a", encoding_format="int8"), "encoding_format")
+
+
 def models_are_listed_and_retrieved(client):
     models = client.models.list().data
     assert len(models) >= 1 and models[0].object == "model" and models[0].id, models
@@ -192,6 +239,15 @@ def tokenize(client, text):
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     return json.load(opener.open(request, timeout=30))["tokens"]
+
+
+def dot(one, other):
+    return sum(a * b for a, b in zip(one, other))
+
+
+def as_f32(item):
+    """JSON has as many digits as tell one f32 from the next."""
+    return array.array("f", item.embedding)
 
 
 def model_of(client):
