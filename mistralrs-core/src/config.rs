@@ -39,9 +39,12 @@ pub struct EngineConfig {
     pub kv_dtype: KvDType,
     /// Whether finished prompts stay in the prefix cache (`--prefix-cache-n 0` turns it off).
     pub enable_prefix_cache: bool,
-    /// Tokens guessed per sequence and step from repetitions in its text (prompt lookup), as long as that pays; they
-    /// are verified, so answers do not change. 0 turns it off (`--max-draft-tokens`).
+    /// Tokens guessed per sequence and step, from repetitions in its text (prompt lookup) or by the draft model, as long
+    /// as that pays; they are verified, so answers do not change. 0 turns it off (`--max-draft-tokens`).
     pub max_draft_tokens: usize,
+    /// A smaller model with the same vocabulary that guesses where the text does not repeat itself (`--draft-model`): a
+    /// GGUF file, or a directory of safetensors. Its KV is in `kv_memory_bytes` too.
+    pub draft_model: Option<PathBuf>,
     /// How hidden states become embeddings (`--pooling`); `None`: as the model's files say, and the last token's if they
     /// do not.
     pub pooling: Option<Pooling>,
@@ -66,6 +69,7 @@ impl Default for EngineConfig {
             kv_dtype: KvDType::F16,
             enable_prefix_cache: true,
             max_draft_tokens: 8,
+            draft_model: None,
             pooling: None,
             max_model_len: None,
             seed: None,

@@ -14,12 +14,13 @@ use crate::error::RequestError;
 use crate::generation::{Answer, Generation, SequenceEvent};
 use crate::metrics::{ModelMetrics, Rejection};
 use crate::models::{CausalLm, StepBatch, StepOutput};
+use crate::packing::{self, PackedChunk};
 use crate::pooling::Pooling;
 use crate::request::FinishReason;
 use crate::sampling::SamplerScratch;
 use crate::scheduler::{Phase, ScheduledChunk, Scheduler, StepPlan};
 use crate::sequence::SequenceId;
-use crate::speculation::StepCost;
+use crate::speculation::{Guesser, Verified};
 
 /// Runs one model. Owns weights, KV tensors, scheduler and sampling state; shares only [`Admission`].
 pub(crate) struct Engine {
@@ -31,10 +32,8 @@ pub(crate) struct Engine {
     metrics: ModelMetrics,
     /// Vocabulary-sized buffers, lent to one sampler after the other.
     scratch: SamplerScratch,
-    /// What steps of decodes took: tells whether guessing tokens pays.
-    step_cost: StepCost,
-    /// Guesses per sequence and step; 0: none.
-    max_draft_tokens: usize,
+    /// Guesses tokens where that pays.
+    guesser: Guesser,
     last_usage: BlockUsage,
 }
 
@@ -52,7 +51,7 @@ impl Engine {
         scheduler: Scheduler,
         admission: Arc<Admission>,
         metrics: ModelMetrics,
-        max_draft_tokens: usize,
+        guesser: Guesser,
     ) -> Self {
         Self {
             model,
@@ -62,8 +61,7 @@ impl Engine {
             admission,
             metrics,
             scratch: SamplerScratch::default(),
-            step_cost: StepCost::default(),
-            max_draft_tokens,
+            guesser,
             last_usage: BlockUsage::default(),
         }
     }
@@ -97,7 +95,7 @@ impl Engine {
         self.drop_cancelled();
         self.refuse_overdue();
         let started_at = Instant::now();
-        self.guess_tokens();
+        self.guesser.guess(&mut self.scheduler, &mut self.generations);
         let plan = self.scheduler.schedule(&self.admission.blocks);
         self.announce(&plan, started_at);
         if plan.chunks.is_empty() {
@@ -129,21 +127,6 @@ impl Engine {
             self.generations.iter().filter(|(_, generation)| generation.is_cancelled()).map(|(&id, _)| id).collect();
         for id in cancelled {
             self.finish(id, FinishReason::Cancelled);
-        }
-    }
-
-    /// Writes guesses of their next tokens into decoding sequences. While prompts wait, what a step can compute is theirs.
-    fn guess_tokens(&mut self) {
-        let may_guess = self.max_draft_tokens > 0 && self.scheduler.only_decodes();
-        let row_share = self.step_cost.row_share(self.scheduler.running().len());
-        for sequence in self.scheduler.batch_mut() {
-            sequence.draft.clear();
-            let generation = self.generations.get_mut(&sequence.id).filter(|_| may_guess);
-            let Some(text) = generation.and_then(Generation::text_mut) else { continue };
-            // The last token of an answer is sampled, never guessed.
-            let num_left = text.max_new_tokens.saturating_sub(sequence.num_output_tokens() + 1);
-            let max_tokens = self.max_draft_tokens.min(num_left);
-            text.speculation.draft(&sequence.token_ids, max_tokens, row_share, &mut sequence.draft);
         }
     }
 
@@ -212,37 +195,22 @@ impl Engine {
         }
     }
 
-    /// Lays the chunks end to end: no padding, whatever their lengths.
     fn pack(&self, plan: &StepPlan) -> StepBatch {
-        let block_size = self.admission.blocks.block_size();
-        let chunks: Vec<_> =
-            plan.chunks.iter().filter_map(|chunk| Some((chunk, self.scheduler.running_sequence(chunk.id)?))).collect();
-        let max_blocks = chunks.iter().map(|(_, sequence)| sequence.block_table.blocks().len()).max().unwrap_or(0);
-        let mut batch = StepBatch::default();
-        batch.ragged.max_blocks = max_blocks;
-        batch.ragged.query_offsets.push(0);
-        for (chunk, sequence) in chunks {
-            let blocks = sequence.block_table.blocks();
-            let end = sequence.num_computed + chunk.num_scheduled;
-            for position in sequence.num_computed..end {
-                batch.token_ids.push(sequence.token_at(position));
-                batch.positions.push(position as u32);
-                let slot = blocks[position / block_size].0 as usize * block_size + position % block_size;
-                batch.ragged.slot_mapping.push(slot as u32);
-            }
-            batch.ragged.query_offsets.push(batch.token_ids.len() as u32);
-            batch.ragged.context_lens.push(end as u32);
-            batch.ragged.block_tables.extend(blocks.iter().map(|block| block.0));
-            batch.ragged.block_tables.extend(std::iter::repeat_n(0, max_blocks - blocks.len()));
-            let num_tokens = batch.token_ids.len() as u32;
-            if let Some(pooling) = self.pooling(chunk.id) {
-                let needed = pooling.needed(sequence.num_computed..end, sequence.num_prompt_tokens);
-                batch.hidden_rows.extend(needed.map(|position| num_tokens - (end - position) as u32));
-            } else if chunk.is_last {
-                batch.logit_rows.extend(num_tokens - 1 - chunk.num_drafted as u32..num_tokens);
-            }
-        }
-        batch
+        let packed = |chunk: &ScheduledChunk| {
+            let sequence = self.scheduler.running_sequence(chunk.id)?;
+            let positions = sequence.num_computed..sequence.num_computed + chunk.num_scheduled;
+            let pooling = self.pooling(chunk.id);
+            let pooled = pooling.map(|pooling| pooling.needed(positions.clone(), sequence.num_prompt_tokens));
+            Some(PackedChunk {
+                sequence,
+                blocks: sequence.block_table.blocks(),
+                num_logit_rows: if chunk.is_last && pooled.is_none() { 1 + chunk.num_drafted } else { 0 },
+                pooled: pooled.unwrap_or_default(),
+                positions,
+            })
+        };
+        let chunks: Vec<_> = plan.chunks.iter().filter_map(packed).collect();
+        packing::pack(&chunks, self.admission.blocks.block_size())
     }
 
     /// Records the computed tokens, and sends what came of them: a token or several of each text, the vectors that are
@@ -283,6 +251,8 @@ impl Engine {
 
     /// Samples after the chunk's newest token and after each guess, until a guess is wrong or the sequence ends.
     fn sample_chunk(&mut self, chunk: &ScheduledChunk, rows: &mut [f32], vocab_size: usize) -> Result<(), String> {
+        let text = self.generations.get_mut(&chunk.id).and_then(Generation::text_mut);
+        let source = text.map(|text| text.speculation.source());
         let mut num_accepted = 0;
         for (index, row) in rows.chunks_exact_mut(vocab_size).enumerate() {
             let guess =
@@ -294,10 +264,10 @@ impl Engine {
             num_accepted += 1;
             self.scheduler.accept_guess(chunk.id, &self.admission.blocks);
         }
-        self.metrics.tokens_drafted.inc_by(chunk.num_drafted as u64);
-        self.metrics.tokens_accepted.inc_by(num_accepted as u64);
-        if let Some(text) = self.generations.get_mut(&chunk.id).and_then(Generation::text_mut) {
-            text.speculation.observe(chunk.num_drafted, num_accepted);
+        if let Some(source) = source {
+            let verified = Verified { source, num_drafted: chunk.num_drafted, num_accepted };
+            let text = self.generations.get_mut(&chunk.id).and_then(Generation::text_mut);
+            self.guesser.observe(verified, text);
         }
         Ok(())
     }
@@ -432,7 +402,7 @@ impl Engine {
         let elapsed = started_at.elapsed();
         step.observe(elapsed.as_secs_f64());
         if !has(Phase::Prefill) {
-            self.step_cost.observe(plan.num_tokens(), elapsed);
+            self.guesser.observe_step(plan.num_tokens(), elapsed);
         }
         self.metrics.tokens_processed.inc_by(plan.num_tokens() as u64);
     }
@@ -468,7 +438,8 @@ impl Drop for Engine {
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()

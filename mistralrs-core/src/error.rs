@@ -58,6 +58,15 @@ pub enum LoadError {
     /// Memory or configuration does not allow what was asked.
     #[error("{0}")]
     Config(String),
+    /// The draft model's files cannot be loaded, or it cannot run.
+    #[error("--draft-model: {0}")]
+    Draft(Box<LoadError>),
+    /// The draft model has other tokens than the model that it is to guess for.
+    #[error("--draft-model: its vocabulary is not the model's: {reason}")]
+    DraftVocabulary {
+        /// What differs.
+        reason: String,
+    },
     /// A tensor operation failed.
     #[error("tensor operation failed while loading: {0}")]
     Tensor(#[from] candle_core::Error),

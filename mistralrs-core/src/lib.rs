@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod model;
 pub mod model_router;
 pub mod models;
+mod packing;
 pub mod pooling;
 pub mod request;
 pub mod sampling;
@@ -40,3 +41,4 @@ pub use request::{
     EmbedRequest, FinishReason, GenerateRequest, Priority, Prompt, SamplingParams, StopConditions, TextEvent,
     TextStream,
 };
+pub use speculation::{Draft, DraftCost};

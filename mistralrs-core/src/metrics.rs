@@ -2,14 +2,15 @@
 
 use mistralrs_telemetry::buckets::LATENCY_BUCKETS;
 use mistralrs_telemetry::registry::{
-    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, counter, gauge, histogram,
-    register,
+    Counter, CounterVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, counter,
+    counter_of_seconds, gauge, histogram, register,
 };
 
 use crate::request::FinishReason;
+use crate::speculation::GuessSource;
 
 /// The engine's metrics, one set per process; [`EngineMetrics::for_model`] gives one model's part. Labels: `model` is a
-/// configured name, `phase` is `prefill`, `decode` or `mixed`, `reason` one of the few words of an enum.
+/// configured name, `phase` is `prefill`, `decode` or `mixed`, `reason` and `source` one of the few words of an enum.
 #[derive(Clone)]
 pub struct EngineMetrics {
     time_to_first_token: HistogramVec,
@@ -31,8 +32,7 @@ pub struct EngineMetrics {
     prefix_hits: IntCounterVec,
     prefix_evictions: IntCounterVec,
     preemptions: IntCounterVec,
-    tokens_drafted: IntCounterVec,
-    tokens_accepted: IntCounterVec,
+    speculation: SpeculationMetrics,
 }
 
 impl EngineMetrics {
@@ -91,11 +91,7 @@ impl EngineMetrics {
                 "mistralrs_paged_preemptions_total",
                 "Sequences that lost their KV blocks and recompute",
             ),
-            tokens_drafted: total(
-                "mistralrs_speculative_draft_tokens_total",
-                "Tokens guessed and verified beside sampled ones",
-            ),
-            tokens_accepted: total("mistralrs_speculative_accepted_tokens_total", "Guessed tokens that came true"),
+            speculation: SpeculationMetrics::register(registry),
         }
     }
 
@@ -125,8 +121,7 @@ impl EngineMetrics {
             prefix_hits: self.prefix_hits.with_label_values(&labels),
             prefix_evictions: self.prefix_evictions.with_label_values(&labels),
             preemptions: self.preemptions.with_label_values(&labels),
-            tokens_drafted: self.tokens_drafted.with_label_values(&labels),
-            tokens_accepted: self.tokens_accepted.with_label_values(&labels),
+            speculation: self.speculation.for_model(model),
         }
     }
 }
@@ -177,8 +172,7 @@ pub(crate) struct ModelMetrics {
     pub prefix_hits: IntCounter,
     pub prefix_evictions: IntCounter,
     pub preemptions: IntCounter,
-    pub tokens_drafted: IntCounter,
-    pub tokens_accepted: IntCounter,
+    pub speculation: ModelSpeculationMetrics,
 }
 
 impl ModelMetrics {
@@ -190,5 +184,74 @@ impl ModelMetrics {
     /// The counter of sequences refused for `reason`.
     pub fn rejected(&self, reason: Rejection) -> &IntCounter {
         &self.rejected[reason as usize]
+    }
+}
+
+/// What guessing tells about itself.
+#[derive(Clone)]
+struct SpeculationMetrics {
+    drafted: IntCounterVec,
+    accepted: IntCounterVec,
+    drafting_seconds: CounterVec,
+    draft_blocks_used: IntGaugeVec,
+}
+
+impl SpeculationMetrics {
+    fn register(registry: &Registry) -> Self {
+        let by_source = |name, help| register(registry, counter(name, help, &["model", "source"]));
+        let drafting_seconds = counter_of_seconds(
+            "mistralrs_speculative_drafting_seconds_total",
+            "Time the draft model took, as part of engine steps",
+            &["model"],
+        );
+        let draft_blocks_used = gauge(
+            "mistralrs_speculative_draft_blocks_used",
+            "KV blocks of the draft model held by sequences",
+            &["model"],
+        );
+        Self {
+            drafted: by_source(
+                "mistralrs_speculative_draft_tokens_total",
+                "Tokens guessed and verified beside sampled ones, by who guessed",
+            ),
+            accepted: by_source(
+                "mistralrs_speculative_accepted_tokens_total",
+                "Guessed tokens that came true, by who guessed",
+            ),
+            drafting_seconds: register(registry, drafting_seconds),
+            draft_blocks_used: register(registry, draft_blocks_used),
+        }
+    }
+
+    fn for_model(&self, model: &str) -> ModelSpeculationMetrics {
+        let by_source =
+            |metric: &IntCounterVec| GuessSource::ALL.map(|source| metric.with_label_values(&[model, source.as_str()]));
+        ModelSpeculationMetrics {
+            drafted: by_source(&self.drafted),
+            accepted: by_source(&self.accepted),
+            drafting_seconds: self.drafting_seconds.with_label_values(&[model]),
+            draft_blocks_used: self.draft_blocks_used.with_label_values(&[model]),
+        }
+    }
+}
+
+/// Those of one model.
+#[derive(Clone)]
+pub(crate) struct ModelSpeculationMetrics {
+    drafted: [IntCounter; 2],
+    accepted: [IntCounter; 2],
+    pub drafting_seconds: Counter,
+    pub draft_blocks_used: IntGauge,
+}
+
+impl ModelSpeculationMetrics {
+    /// The counter of guesses that `source` made.
+    pub fn drafted(&self, source: GuessSource) -> &IntCounter {
+        &self.drafted[source as usize]
+    }
+
+    /// The counter of guesses of `source` that came true.
+    pub fn accepted(&self, source: GuessSource) -> &IntCounter {
+        &self.accepted[source as usize]
     }
 }

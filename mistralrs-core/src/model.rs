@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use mistralrs_paged_attn::{BlockManager, KvCache, KvLayout, PrefixHash, PrefixSalt, RaggedBatch};
+use mistralrs_paged_attn::{BlockId, BlockManager, PrefixHash, PrefixSalt};
 use tokenizers::Tokenizer;
 use tokio::sync::watch;
 
@@ -17,17 +17,18 @@ use crate::embedding::{EmbedInput, EmbeddingBatch, Embeddings, MAX_EMBED_INPUTS,
 use crate::engine::Engine;
 use crate::error::{EmbedError, LoadError, RequestError};
 use crate::generation::{Answer, Continuation, Generation, event_channel};
+use crate::kv_budget::KvPlan;
 use crate::loader::{self, LoadedModel, ModelDescription, chat_template::ChatTemplate};
 use crate::metrics::{EngineMetrics, ModelMetrics, Rejection};
-use crate::models::{CausalLm, ModelShape, StepBatch};
+use crate::models::ModelShape;
 use crate::pooling::DeclaredPooling;
 use crate::request::{ChatPrompt, EmbedRequest, GenerateRequest, MAX_CACHE_SALT_BYTES, Priority, Prompt};
 use crate::sampling::{ChoiceSeed, Sampler, SamplerSetup, validate_logprobs};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::sequence::{PrefixSharing, Sequence, SequenceId};
-use crate::speculation::Speculation;
+use crate::speculation::{Draft, Guesser, Speculation};
 use crate::stream::{ChoiceStream, TextStream};
-use crate::{free_memory, kv_budget};
+use crate::{free_memory, packing};
 
 pub use crate::admission::EngineStatus;
 
@@ -106,7 +107,9 @@ impl Model {
     /// [`LoadError`], with the file and what would be right.
     pub fn load(source: &ModelSource, config: &EngineConfig, metrics: &EngineMetrics) -> Result<Self, LoadError> {
         let id = source.id.clone().unwrap_or_else(|| default_id(&source.path));
-        Self::start(id, loader::load(source)?, config, metrics)
+        let loaded = loader::load(source)?;
+        let draft = config.draft_model.as_deref().map(Draft::load).transpose()?;
+        Self::start_with_draft(id, loaded, draft, config, metrics)
     }
 
     /// Starts the engine of a model that is in memory already, under the name `id`.
@@ -119,41 +122,46 @@ impl Model {
         config: &EngineConfig,
         metrics: &EngineMetrics,
     ) -> Result<Self, LoadError> {
+        Self::start_with_draft(id, loaded, None, config, metrics)
+    }
+
+    /// The same, with a draft model in memory beside it; that of `config` is not looked at.
+    ///
+    /// # Errors
+    /// As [`Self::start`], and if the draft model does not fit the model.
+    pub fn start_with_draft(
+        id: String,
+        loaded: LoadedModel,
+        draft: Option<Draft>,
+        config: &EngineConfig,
+        metrics: &EngineMetrics,
+    ) -> Result<Self, LoadError> {
         let vocabulary = Vocabulary::from_tokenizer(&loaded.tokenizer)
             .map_err(|reason| LoadError::Tokenizer { path: PathBuf::from(&id), reason })?;
+        if let Some(draft) = &draft {
+            draft.check_vocabulary(&vocabulary)?;
+        }
         let shape = loaded.model.shape().clone();
         let max_model_len = max_model_len(config, &shape)?;
-        let layout = KvLayout {
-            num_layers: shape.num_layers,
-            num_kv_heads: shape.num_kv_heads,
-            head_size: shape.head_size,
-            block_size: config.block_size,
-            dtype: config.kv_dtype,
-        };
-        layout.validate().map_err(|error| LoadError::Config(format!("{error} (--pa-cache-type)")))?;
-        let num_blocks = kv_budget::num_blocks(config, &layout, max_model_len, free_memory::free_bytes())?;
-        let mut kv = KvCache::new(layout, num_blocks)
-            .map_err(|error| LoadError::Config(format!("{error}; lower --pa-memory-mb or --max-seqs")))?;
-        warm_up(&*loaded.model, &mut kv)?;
+        let draft_shape = draft.as_ref().map(|draft| draft.loaded.model.shape());
+        let memory = KvPlan::new(config, max_model_len, (&shape, draft_shape), free_memory::free_bytes())?;
+        let num_blocks = memory.own.num_blocks;
+        let mut kv = memory.own.allocate()?;
+        // So that pages are mapped and weights packed before the first request measures it. Whoever gets the block overwrites it.
+        loaded.model.forward(&packing::single_token(BlockId(0), config.block_size), &mut kv)?;
 
-        let blocks = Arc::new(BlockManager::new(num_blocks, config.block_size, config.enable_prefix_cache));
-        let limits = QueueLimits {
-            max_waiting: config.max_waiting_requests,
-            max_num_seqs: config.max_num_seqs,
-            timeout: config.queue_timeout,
-        };
-        let admission = Arc::new(Admission::new(blocks, limits));
         let model_metrics = metrics.for_model(&id);
         model_metrics.sequences_capacity.set(config.max_num_seqs as i64);
         model_metrics.blocks_total.set(num_blocks as i64);
-        model_metrics.kv_capacity_bytes.set((num_blocks * layout.block_bytes()) as i64);
-        let scheduler = Scheduler::new(SchedulerConfig {
-            max_num_seqs: config.max_num_seqs,
-            max_num_batched_tokens: config.max_num_batched_tokens,
-            priority_aging: config.priority_aging,
-        });
-        let shared = Arc::clone(&admission);
-        let engine = Engine::new(loaded.model, kv, scheduler, shared, model_metrics.clone(), config.max_draft_tokens);
+        model_metrics.kv_capacity_bytes.set(memory.own.num_bytes() as i64);
+        let mut guesser = Guesser::new(config.max_draft_tokens, model_metrics.speculation.clone());
+        if let (Some(draft), Some(memory)) = (draft, memory.draft) {
+            let cost = draft.cost;
+            guesser = guesser.with_draft_model(draft.start(&memory, &shape, config)?, cost);
+        }
+        let admission = Arc::new(new_admission(config, num_blocks));
+        let (shared, scheduler) = (Arc::clone(&admission), new_scheduler(config));
+        let engine = Engine::new(loaded.model, kv, scheduler, shared, model_metrics.clone(), guesser);
         let engine_ended = spawn_engine(engine, &admission)?;
         let info = ModelInfo {
             id,
@@ -539,19 +547,22 @@ fn max_model_len(config: &EngineConfig, shape: &ModelShape) -> Result<usize, Loa
     }
 }
 
-/// Runs one token through, so that pages are mapped and weights packed before the first request measures it.
-/// What it writes into the KV cache is overwritten by whoever gets that block.
-fn warm_up(model: &dyn CausalLm, kv: &mut KvCache) -> Result<(), LoadError> {
-    let ragged = RaggedBatch {
-        query_offsets: vec![0, 1],
-        context_lens: vec![1],
-        slot_mapping: vec![0],
-        block_tables: vec![0],
-        max_blocks: 1,
+fn new_admission(config: &EngineConfig, num_blocks: usize) -> Admission {
+    let blocks = Arc::new(BlockManager::new(num_blocks, config.block_size, config.enable_prefix_cache));
+    let limits = QueueLimits {
+        max_waiting: config.max_waiting_requests,
+        max_num_seqs: config.max_num_seqs,
+        timeout: config.queue_timeout,
     };
-    let (token_ids, positions, logit_rows) = (vec![0], vec![0], vec![0]);
-    model.forward(&StepBatch { token_ids, positions, ragged, logit_rows, hidden_rows: Vec::new() }, kv)?;
-    Ok(())
+    Admission::new(blocks, limits)
+}
+
+fn new_scheduler(config: &EngineConfig) -> Scheduler {
+    Scheduler::new(SchedulerConfig {
+        max_num_seqs: config.max_num_seqs,
+        max_num_batched_tokens: config.max_num_batched_tokens,
+        priority_aging: config.priority_aging,
+    })
 }
 
 /// Starts the engine's thread; the receiver closes when it has ended.

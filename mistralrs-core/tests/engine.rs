@@ -22,6 +22,9 @@ use mistralrs_paged_attn::{KvCache, KvLayout, RaggedBatch};
 use mistralrs_telemetry::registry::Registry;
 use tokenizers::Tokenizer;
 
+#[path = "engine/draft_model.rs"]
+mod draft_model;
+
 const VOCAB_SIZE: usize = 64;
 const EOS: u32 = 63;
 const BLOCK_SIZE: usize = 4;
@@ -93,13 +96,8 @@ impl CausalLm for HashModel {
             // A guess sees what comes before it, not the guesses after it.
             let num_known = batch.positions[row as usize] as usize + 1;
             let memory = self.faults.memory.load(Ordering::Relaxed);
-            let hash = read_back(kv, &batch.ragged, sequence)[num_known.saturating_sub(memory)..num_known]
-                .iter()
-                .fold(0xcbf2_9ce4_8422_2325_u64, |hash, token_id| (hash ^ token_id).wrapping_mul(0x100_0000_01b3));
-            logits.extend((0..VOCAB_SIZE as u64).map(|token| {
-                let mixed = (hash ^ token).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                (mixed >> 40) as f32 / (1 << 22) as f32
-            }));
+            let known = &read_back(kv, &batch.ragged, sequence)[num_known.saturating_sub(memory)..num_known];
+            logits.extend(logits_after(known));
         }
         if self.faults.nan_next.swap(false, Ordering::Relaxed) {
             logits[0] = f32::NAN;
@@ -110,6 +108,16 @@ impl CausalLm for HashModel {
             hidden: Tensor::zeros((batch.hidden_rows.len(), HEAD_SIZE), DType::F32, &Device::Cpu)?,
         })
     }
+}
+
+/// A logit between 0 and 4 for each token.
+fn logits_after(token_ids: &[u64]) -> impl Iterator<Item = f32> {
+    let mix = |hash: u64, token_id: &u64| (hash ^ token_id).wrapping_mul(0x100_0000_01b3_u64);
+    let hash = token_ids.iter().fold(0xcbf2_9ce4_8422_2325, mix);
+    (0..VOCAB_SIZE as u64).map(move |token_id| {
+        let mixed = (hash ^ token_id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 40) as f32 / (1 << 22) as f32
+    })
 }
 
 /// The token ids of `sequence` as the cache has them, each by a query of its position that sees nothing else.

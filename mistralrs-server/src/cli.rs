@@ -150,9 +150,12 @@ struct EngineFlags {
     /// Tokens of prompt and answer together, if fewer than the model's own limit
     #[arg(long, global = true, value_name = "N")]
     max_model_len: Option<NonZeroUsize>,
-    /// Tokens guessed per step where a text repeats itself; 0 turns it off [default: 8]
+    /// Tokens guessed per step, where a text repeats itself or by the draft model; 0 turns it off [default: 8]
     #[arg(long, global = true, value_name = "N", visible_alias = "draft-max")]
     max_draft_tokens: Option<usize>,
+    /// Smaller model with the same vocabulary that guesses where a text does not repeat itself
+    #[arg(long, global = true, value_name = "PATH_OR_ID", visible_alias = "model-draft")]
+    draft_model: Option<String>,
     /// 0 turns the prefix cache off; otherwise the KV memory bounds it [default: 16]
     #[arg(long, global = true, value_name = "N")]
     prefix_cache_n: Option<usize>,
@@ -266,6 +269,7 @@ impl EngineFlags {
         set(layer, "engine.queue_timeout_secs", self.queue_timeout_secs);
         set(layer, "engine.max_model_len", self.max_model_len);
         set(layer, "engine.max_draft_tokens", self.max_draft_tokens);
+        set(layer, "engine.draft_model", self.draft_model.as_deref());
         set(layer, "engine.prefix_cache_n", self.prefix_cache_n);
         set(layer, "engine.paged_attn", self.paged_attn);
         set(layer, "engine.pa_memory_mb", self.pa_memory_mb);

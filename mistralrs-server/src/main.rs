@@ -10,7 +10,7 @@ use anyhow::Context;
 use mistralrs_server::bench::{self, BenchPlan};
 use mistralrs_server::cli::{CacheCommand, Cli, Command, ConfigCommand};
 use mistralrs_server::config::{self, Configuration, Environment, HubSettings, LogFormat, ServerSettings, Settings};
-use mistralrs_server::hub;
+use mistralrs_server::hub::{self, LocatedPair};
 use mistralrs_server::process::{self, PendingModel};
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
@@ -74,7 +74,7 @@ impl Plan {
     fn serve(settings: Settings) -> anyhow::Result<Self> {
         settings.check_serves_something()?;
         let model = match settings.model.clone() {
-            Some(model) => Some(Box::new(PendingModel { located: hub::locate(&model.selector)?, settings: model })),
+            Some(model) => Some(Box::new(PendingModel { located: LocatedPair::of(&model)?, settings: model })),
             None => None,
         };
         Ok(Self::Serve { settings: Box::new(settings), model })

@@ -15,7 +15,7 @@ use crate::adapters::ModelTools;
 use crate::app::{self, App, AppState};
 use crate::config::{ModelSettings, ServerSettings, Settings};
 use crate::health::Stage;
-use crate::hub::{self, HubError, Located};
+use crate::hub::{self, HubError, LocatedPair};
 use crate::listener::{self, BindError};
 #[cfg(feature = "http-mcp-stream")]
 use crate::mcp_endpoint::McpEndpoint;
@@ -47,8 +47,8 @@ pub enum ProcessError {
 
 /// A model that has been found and waits to be loaded.
 pub struct PendingModel {
-    /// Where its files are, or what to fetch.
-    pub located: Located,
+    /// Where its files and its draft model's are, or what to fetch.
+    pub located: LocatedPair,
     /// How to load it.
     pub settings: ModelSettings,
 }
@@ -125,8 +125,8 @@ pub async fn run(settings: Settings, model: Option<PendingModel>) -> Result<(), 
 
 /// Fetches what is not on this machine, loads it, and lets requests in.
 async fn load(app: &AppState, model: Option<PendingModel>) -> Result<(), ProcessError> {
-    let Some(PendingModel { located, settings }) = model else { return Ok(()) };
-    let source = hub::fetch(located, &settings).await?;
+    let Some(PendingModel { located, mut settings }) = model else { return Ok(()) };
+    let source = hub::fetch_pair(located, &mut settings).await?;
     let metrics = EngineMetrics::register(&app.registry);
     let loaded = tokio::task::spawn_blocking(move || Model::load(&source, &settings.engine, &metrics)).await;
     let model = match loaded {

@@ -115,6 +115,25 @@ async fn requests_together_give_the_same_under_preemption_and_with_prefix_hits()
 }
 
 #[tokio::test]
+async fn a_draft_model_changes_no_answer() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let drafting = Launch::model().option("--draft-model", tools::smollm2()).start().await?;
+    ensure!(drafting.log().contains("the draft model is loaded"), "{}", drafting.log());
+    for temperature in [0.0, 0.8] {
+        let mut request = greedy("The three largest cities of Europe are", 60);
+        request["temperature"] = json!(temperature);
+        request["seed"] = json!(7);
+        let plain = complete_tokens(&server.http(), &request).await?;
+        let drafted = complete_tokens(&drafting.http(), &request).await?;
+        ensure!(plain == drafted, "at {temperature}\nwithout {plain:?}\nwith    {drafted:?}");
+    }
+    check_nothing_is_held(&drafting.http()).await?;
+    let scrape = drafting.http().scrape().await?;
+    ensure!(scrape.require("mistralrs_speculative_draft_blocks_used", &[])? == 0.0, "the draft model holds blocks");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_prompt_sent_again_comes_from_the_prefix_cache() -> anyhow::Result<()> {
     let server = Launch::model().option("--pa-block-size", "16").start().await?;
     let http = server.http();

@@ -48,7 +48,24 @@ async fn a_missing_file_is_named() -> anyhow::Result<()> {
     let directory = Launch::default().selector(["gguf", "-m", "/no/such/directory", "-f", "model.gguf"]);
     check_refused(directory, &["/no/such/directory"]).await?;
     check_refused(Launch::model().option("--config", "/no/such.toml"), &["/no/such.toml"]).await?;
-    check_refused(Launch::model().option("--chat-template", "/no/such.jinja"), &["/no/such.jinja"]).await
+    check_refused(Launch::model().option("--chat-template", "/no/such.jinja"), &["/no/such.jinja"]).await?;
+    let draft = Launch::model().option("--draft-model", "/no/such/draft.gguf");
+    check_refused(draft, &["--draft-model", "/no/such/draft.gguf"]).await
+}
+
+#[tokio::test]
+async fn a_draft_model_that_cannot_guess_for_the_model_is_refused_before_anything_is_served() -> anyhow::Result<()> {
+    let tiny = tools::workspace().join("mistralrs-core/tests/fixtures/tiny-llama");
+    let (status, log) = Launch::model().option("--draft-model", &tiny).run_to_exit().await?;
+    ensure!(status.code() == Some(1), "{status}:\n{log}");
+    let expected = "--draft-model: its vocabulary is not the model's: it has 320 tokens, the model's has 49152";
+    ensure!(log.contains(expected) && !log.contains("the model is ready"), "{log}");
+    let directory = tempfile::tempdir()?;
+    let text = directory.path().join("text.gguf");
+    fs::write(&text, b"this is not a model")?;
+    check_refused(Launch::model().option("--draft-model", &text), &["--draft-model", "text.gguf"]).await?;
+    let off = Launch::model().option("--draft-model", &tiny).option("--max-draft-tokens", "0");
+    check_refused(off, &["--draft-model", "--max-draft-tokens 0"]).await
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Registering metrics without ceremony.
 
 pub use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Registry,
 };
 
 use prometheus::{HistogramOpts, Opts, core::Collector};
@@ -30,6 +31,14 @@ pub fn histogram(name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> Hi
 /// If the name or a label is not a valid Prometheus name.
 pub fn counter(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
     IntCounterVec::new(Opts::new(name, help), labels).expect("metric names are constants and valid")
+}
+
+/// A counter of fractions with labels: seconds.
+///
+/// # Panics
+/// If the name or a label is not a valid Prometheus name.
+pub fn counter_of_seconds(name: &str, help: &str, labels: &[&str]) -> CounterVec {
+    CounterVec::new(Opts::new(name, help), labels).expect("metric names are constants and valid")
 }
 
 /// A gauge with labels.

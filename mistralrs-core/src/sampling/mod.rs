@@ -35,6 +35,7 @@ mod xtc;
 
 pub use draws::ChoiceSeed;
 pub use dry::MAX_DRY_WINDOW;
+pub(crate) use sampler::likeliest;
 pub use sampler::{Sampled, Sampler, SamplerScratch, SamplerSetup, SamplingError};
 pub use validate::{MAX_DRY_BREAKER_BYTES, MAX_DRY_BREAKERS, MAX_TOP_LOGPROBS, validate_logprobs};
 

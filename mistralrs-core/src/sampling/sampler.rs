@@ -264,6 +264,14 @@ impl Sampler {
     }
 }
 
+/// The likeliest token, of equals the lowest id: what a greedy sampler without penalties picks.
+///
+/// # Errors
+/// [`SamplingError`].
+pub(crate) fn likeliest(logits: &[f32]) -> Result<u32, SamplingError> {
+    Ok(find_best(logits)?.token_id())
+}
+
 /// The likeliest token, of equals the lowest id.
 fn find_best(logits: &[f32]) -> Result<Candidate, SamplingError> {
     let mut maxima = [f32::NEG_INFINITY; LANES];

@@ -10,7 +10,7 @@ use super::load::Load;
 use super::prompts::PromptShape;
 use super::report::PrefixCache;
 use crate::config::ModelSettings;
-use crate::hub::{self, Located};
+use crate::hub::LocatedPair;
 
 /// Without `--seed`: any, but the same every time, so that two runs measure the same prompts.
 const DEFAULT_SEED: u64 = 42;
@@ -103,7 +103,7 @@ pub struct BenchPlan {
 /// What answers.
 #[derive(Debug)]
 pub(super) enum TargetPlan {
-    InProcess { located: Located, settings: Box<ModelSettings>, prefix_caches: Vec<PrefixCache> },
+    InProcess { located: LocatedPair, settings: Box<ModelSettings>, prefix_caches: Vec<PrefixCache> },
     Http { url: String, api_key: Option<String>, model: Option<String> },
 }
 
@@ -150,7 +150,7 @@ impl BenchPlan {
                 TargetPlan::Http { url: url.clone(), api_key: flags.api_key.clone(), model: flags.model_id.clone() }
             }
             (None, Some(settings)) => TargetPlan::InProcess {
-                located: hub::locate(&settings.selector)?,
+                located: LocatedPair::of(&settings)?,
                 prefix_caches: prefix_caches(flags.prefix_cache, settings.engine.enable_prefix_cache),
                 settings: Box::new(settings),
             },

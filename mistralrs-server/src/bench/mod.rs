@@ -67,8 +67,8 @@ pub async fn run(plan: BenchPlan) -> Result<Report, BenchError> {
             runs.extend(measure(Arc::new(target), &setup, PrefixCache::OfTheServer).await);
             report
         }
-        TargetPlan::InProcess { located, settings, prefix_caches } => {
-            let source = crate::hub::fetch(located, &settings).await?;
+        TargetPlan::InProcess { located, mut settings, prefix_caches } => {
+            let source = crate::hub::fetch_pair(located, &mut settings).await?;
             let mut model = String::new();
             for prefix_cache in prefix_caches {
                 let mut engine = settings.engine.clone();

@@ -268,9 +268,13 @@ pub struct EngineSection {
     pub pa_block_size: NonZeroUsize,
     /// How keys and values are stored. Default `auto`: f16.
     pub pa_cache_type: KvCacheType,
-    /// Tokens guessed per sequence and step where its text repeats itself, as long as that pays; guesses are verified,
-    /// so answers stay the same. At most 64; 0 turns it off. Default 8.
+    /// Tokens guessed per sequence and step, where its text repeats itself or by the draft model, as long as that pays;
+    /// guesses are verified, so answers stay the same. At most 64; 0 turns it off. Default 8.
     pub max_draft_tokens: usize,
+    /// A smaller model with the same vocabulary that guesses where the text does not repeat itself: a GGUF file, a model
+    /// directory, or a hub id such as `org/name`. Its KV is taken from the same memory. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draft_model: Option<String>,
     /// Tokens of prompt and answer together, if fewer than the model's own context length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_model_len: Option<NonZeroUsize>,
@@ -297,6 +301,7 @@ impl Default for EngineSection {
             pa_block_size: not_zero(engine.block_size),
             pa_cache_type: KvCacheType::Auto,
             max_draft_tokens: engine.max_draft_tokens,
+            draft_model: None,
             max_model_len: None,
             seed: None,
             cpu: false,

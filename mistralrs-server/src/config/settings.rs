@@ -106,6 +106,8 @@ pub struct Cors {
 pub struct ModelSettings {
     /// Where the model is.
     pub selector: ModelSelector,
+    /// A smaller model that guesses for it.
+    pub draft: Option<ModelSelector>,
     /// The name clients use; `None`: the hub id, or the file's or directory's name.
     pub served_model_name: Option<String>,
     /// A Jinja file that replaces the template in the model's files.
@@ -255,6 +257,9 @@ impl Configuration {
                 Some(_) => Err(ConfigError::Invalid(
                     "`model.file` needs `model.model_id`: the directory or hub id it is in".into(),
                 )),
+                None if self.file.engine.draft_model.is_some() => Err(ConfigError::Invalid(
+                    "--draft-model guesses for a model, and none is named (`run -m MODEL`)".into(),
+                )),
                 None => Ok(None),
             };
         };
@@ -267,6 +272,7 @@ impl Configuration {
         }
         Ok(Some(ModelSettings {
             selector: ModelSelector { format: section.format, model_id, file: section.file.clone() },
+            draft: draft(&self.file.engine)?,
             served_model_name: section.served_model_name.clone(),
             chat_template,
             hub: self.hub()?,
@@ -320,6 +326,14 @@ impl Configuration {
     }
 }
 
+fn draft(section: &EngineSection) -> Result<Option<ModelSelector>, ConfigError> {
+    let Some(model_id) = section.draft_model.clone() else { return Ok(None) };
+    if section.max_draft_tokens == 0 {
+        return Err(ConfigError::Invalid("--draft-model is of no use with --max-draft-tokens 0: remove one".into()));
+    }
+    Ok(Some(ModelSelector { format: ModelFormat::Auto, model_id, file: None }))
+}
+
 fn engine(section: &EngineSection, drain_timeout: Duration) -> Result<EngineConfig, ConfigError> {
     let block_size = section.pa_block_size.get();
     if !block_size.is_power_of_two() || block_size > MAX_BLOCK_SIZE {
@@ -360,6 +374,8 @@ fn engine(section: &EngineSection, drain_timeout: Duration) -> Result<EngineConf
         },
         enable_prefix_cache: section.prefix_cache_n > 0,
         max_draft_tokens: section.max_draft_tokens,
+        // Known once it is on this machine.
+        draft_model: None,
         pooling: None,
         max_model_len: section.max_model_len.map(NonZeroUsize::get),
         seed: section.seed,

@@ -176,6 +176,8 @@ fn a_file_of_another_kind_is_refused() {
 fn contradictions_and_what_this_version_cannot_do_are_refused() {
     insta::assert_snapshot!(error(&flags("run -m a/b --paged-attn off")), @"--paged-attn off: this engine's KV cache is always paged, on the CPU too; use `auto` or `on`");
     insta::assert_snapshot!(error(&flags("run -m a/b --pa-block-size 24")), @"--pa-block-size 24: expected a power of two up to 256, in tokens");
+    insta::assert_snapshot!(error(&flags("run -m a/b --draft-model c/d --max-draft-tokens 0")), @"--draft-model is of no use with --max-draft-tokens 0: remove one");
+    insta::assert_snapshot!(error(&toml("[engine]\ndraft_model = \"c/d\"")), @"--draft-model guesses for a model, and none is named (`run -m MODEL`)");
     insta::assert_snapshot!(error(&flags("run -m a/b --log =,=")), @"--log `=,=` is not a log filter: invalid filter directive");
     insta::assert_snapshot!(error(&flags("run -m a/b --api-key é")), @"`server.api_keys`: a key must be visible ASCII characters without spaces, at least one");
     insta::assert_snapshot!(error(&toml("[model]\nfile = \"x.gguf\"")), @"`model.file` needs `model.model_id`: the directory or hub id it is in");
@@ -204,6 +206,18 @@ fn a_selector_replaces_the_model_of_the_file_as_a_whole() {
     };
     let selector = case.settings().unwrap().model.unwrap().selector;
     assert_eq!(selector, ModelSelector { format: ModelFormat::Auto, model_id: "a/b".into(), file: None });
+}
+
+#[test]
+fn a_draft_model_is_named_by_flag_or_file() {
+    let file = Some(("m.toml", "[engine]\ndraft_model = \"small/file\""));
+    let draft = |file, flags| Case { file, environment: &[], flags }.settings().unwrap().model.unwrap().draft;
+    let expected =
+        |model_id: &str| Some(ModelSelector { format: ModelFormat::Auto, model_id: model_id.to_owned(), file: None });
+    assert_eq!(draft(None, "run -m a/b"), None);
+    assert_eq!(draft(file, "run -m a/b"), expected("small/file"));
+    assert_eq!(draft(file, "run -m a/b --draft-model small/flag"), expected("small/flag"));
+    assert_eq!(draft(None, "--model-draft small/flag gguf -m a -f b.gguf"), expected("small/flag"));
 }
 
 #[test]

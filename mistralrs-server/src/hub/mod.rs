@@ -12,7 +12,7 @@ use hf_hub::HFError;
 use mistralrs_core::config::ModelSource;
 
 use self::download::Download;
-use crate::config::{ModelFormat, ModelSelector, ModelSettings};
+use crate::config::{HubSettings, ModelFormat, ModelSelector, ModelSettings};
 
 /// A model that is there, or that can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,9 @@ pub enum HubError {
     /// A path that leads nowhere.
     #[error("there is no file or directory `{0}`, and it does not look like a hub id (`org/name`)")]
     NoSuchPath(String),
+    /// The draft model is not to be had.
+    #[error("--draft-model: {0}")]
+    Draft(Box<HubError>),
     /// A path or repository without what was asked of it.
     #[error("{place}: {problem}")]
     Unsuitable {
@@ -74,6 +77,27 @@ pub enum HubError {
     },
 }
 
+/// A model with the draft model that guesses for it, both as [`locate`] finds them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocatedPair {
+    /// The model.
+    pub model: Located,
+    /// Its draft model, if it has one.
+    pub draft: Option<Located>,
+}
+
+impl LocatedPair {
+    /// Looks at the file system only.
+    ///
+    /// # Errors
+    /// As [`locate`].
+    pub fn of(settings: &ModelSettings) -> Result<Self, HubError> {
+        let model = locate(&settings.selector)?;
+        let draft = settings.draft.as_ref().map(locate).transpose();
+        Ok(Self { model, draft: draft.map_err(|error| HubError::Draft(Box::new(error)))? })
+    }
+}
+
 /// Looks at the file system only: finds the model or decides that it is a hub id.
 ///
 /// # Errors
@@ -92,19 +116,39 @@ pub fn locate(selector: &ModelSelector) -> Result<Located, HubError> {
     Err(HubError::NoSuchPath(selector.model_id.clone()))
 }
 
+/// The files of both on this machine, downloading those that are missing; those of the draft model are written into the
+/// engine's settings.
+///
+/// # Errors
+/// [`HubError`], with what was tried.
+pub async fn fetch_pair(located: LocatedPair, settings: &mut ModelSettings) -> Result<ModelSource, HubError> {
+    let source = fetch(located.model, settings).await?;
+    if let Some(draft) = located.draft {
+        let fetched = fetch_files(draft, &settings.hub).await;
+        let (path, _) = fetched.map_err(|error| HubError::Draft(Box::new(error)))?;
+        settings.engine.draft_model = Some(path);
+    }
+    Ok(source)
+}
+
 /// The model's files on this machine, downloading those that are missing.
 ///
 /// # Errors
 /// [`HubError`], with what was tried.
 pub async fn fetch(located: Located, settings: &ModelSettings) -> Result<ModelSource, HubError> {
-    let (path, name) = match located {
-        Located::Local(path) => (path, None),
-        Located::Hub { repo, selector } => (Download::new(&repo, &settings.hub)?.run(&selector).await?, Some(repo)),
-    };
+    let (path, name) = fetch_files(located, &settings.hub).await?;
     Ok(ModelSource {
         path,
         id: settings.served_model_name.clone().or(name),
         chat_template: settings.chat_template.clone(),
+    })
+}
+
+/// Where the files are, and the repository they are of.
+async fn fetch_files(located: Located, hub: &HubSettings) -> Result<(PathBuf, Option<String>), HubError> {
+    Ok(match located {
+        Located::Local(path) => (path, None),
+        Located::Hub { repo, selector } => (Download::new(&repo, hub)?.run(&selector).await?, Some(repo)),
     })
 }
 
@@ -183,7 +227,10 @@ impl Wanted {
             (ModelFormat::Auto | ModelFormat::Gguf, _) => match ggufs.as_slice() {
                 [only] => Ok(Self::Gguf((*only).to_owned())),
                 [] => Err("has neither config.json with *.safetensors nor a .gguf file".to_owned()),
-                several => Err(format!("has several GGUF files; choose one with `gguf -f FILE`. {}", list(several))),
+                several => Err(format!(
+                    "has several GGUF files; choose one with `gguf -f FILE`, a draft model's by its path. {}",
+                    list(several)
+                )),
             },
         }
     }

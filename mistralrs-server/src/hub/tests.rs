@@ -60,6 +60,7 @@ async fn file(State(hub): State<Arc<FakeHub>>, UrlPath((_, name)): UrlPath<(Stri
 fn settings(endpoint: &str, cache: &Path, selector: ModelSelector) -> ModelSettings {
     ModelSettings {
         selector,
+        draft: None,
         served_model_name: None,
         chat_template: None,
         hub: HubSettings {
@@ -130,7 +131,7 @@ async fn one_gguf_file_of_a_repository_is_fetched_and_several_are_a_question() {
     let any = settings(&endpoint, cache.path(), selector(ModelFormat::Auto, "org/model", None));
     assert_eq!(
         fetch_all(&any).await.unwrap_err().to_string(),
-        "the hub's `org/model`: has several GGUF files; choose one with `gguf -f FILE`. there are: a.Q4_0.gguf, a.Q8_0.gguf"
+        "the hub's `org/model`: has several GGUF files; choose one with `gguf -f FILE`, a draft model's by its path. there are: a.Q4_0.gguf, a.Q8_0.gguf"
     );
 }
 
@@ -206,7 +207,7 @@ fn a_path_is_taken_as_it_is_and_a_wrong_one_is_refused_without_asking_a_hub() {
         ModelFormat::Gguf,
         "two",
         None,
-        "two: has several GGUF files; choose one with `gguf -f FILE`. there are: a.gguf, b.gguf",
+        "two: has several GGUF files; choose one with `gguf -f FILE`, a draft model's by its path. there are: a.gguf, b.gguf",
     );
     check(ModelFormat::Auto, "empty", None, "empty: has neither config.json with *.safetensors nor a .gguf file");
     check(ModelFormat::Safetensors, "one", None, "one: has no config.json with *.safetensors beside it");
