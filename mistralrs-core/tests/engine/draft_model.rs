@@ -25,9 +25,10 @@ impl CausalLm for Careless {
         self.model.shape()
     }
 
-    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<Tensor> {
+    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput> {
         self.max_tokens.fetch_max(batch.token_ids.len(), Ordering::Relaxed);
-        let mut rows: Vec<Vec<f32>> = self.model.forward(batch, kv)?.to_vec2()?;
+        let output = self.model.forward(batch, kv)?;
+        let mut rows: Vec<Vec<f32>> = output.logits.to_vec2()?;
         for row in &mut rows {
             let best = (0..VOCAB_SIZE).max_by(|one, other| row[*one].total_cmp(&row[*other])).unwrap();
             let hash =
@@ -36,7 +37,8 @@ impl CausalLm for Careless {
                 row[best] = -1.0;
             }
         }
-        Tensor::from_vec(rows.concat(), (rows.len(), VOCAB_SIZE), &Device::Cpu)
+        let logits = Tensor::from_vec(rows.concat(), (rows.len(), VOCAB_SIZE), &Device::Cpu)?;
+        Ok(StepOutput { logits, ..output })
     }
 }
 
@@ -74,7 +76,14 @@ fn hash_model(context: usize, faults: &Arc<Faults>) -> HashModel {
 
 fn in_memory(model: Box<dyn CausalLm>, tokenizer: Tokenizer) -> LoadedModel {
     let description = ModelDescription::default();
-    LoadedModel { model, tokenizer, chat_template: None, eos_token_ids: BTreeSet::from([EOS]), description }
+    LoadedModel {
+        model,
+        tokenizer,
+        chat_template: None,
+        eos_token_ids: BTreeSet::from([EOS]),
+        pooling: DeclaredPooling::Unstated,
+        description,
+    }
 }
 
 /// An engine with `num_blocks` blocks for each of both models.
