@@ -109,6 +109,20 @@ pub enum RequestError {
         /// Its size in tokens.
         limit: usize,
     },
+    /// The prompt's text is so long that it cannot fit, whatever the tokenizer makes of it. It was not tokenized.
+    #[error(
+        "the prompt has {num_bytes} bytes of text, which are at least {min_tokens} tokens, but {limit_name} is {limit} tokens"
+    )]
+    TextTooLong {
+        /// Bytes of the text, the chat template's included.
+        num_bytes: usize,
+        /// Tokens they become at least.
+        min_tokens: usize,
+        /// Which limit: the model's context length or the KV cache.
+        limit_name: &'static str,
+        /// Its size in tokens.
+        limit: usize,
+    },
     /// The model's files ask for a pooling of hidden states that this engine has not.
     #[error(
         "this model's embeddings are made by `{pooling}` pooling, which is not supported; start with --pooling to use another one"

@@ -29,6 +29,7 @@ pub mod scheduler;
 pub mod sequence;
 mod speculation;
 mod stream;
+mod token_width;
 
 pub use config::EngineConfig;
 pub use embedding::{Embeddings, MAX_EMBED_INPUTS};

@@ -1,6 +1,7 @@
 //! A loaded model as a server holds it: text in, text out.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mistralrs_paged_attn::{BlockId, BlockManager, PrefixHash, PrefixSalt};
 use tokenizers::Tokenizer;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::admission::{Admission, NewSequence, QueueLimits};
 use crate::config::{EngineConfig, ModelSource};
@@ -28,6 +29,7 @@ use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::sequence::{PrefixSharing, Sequence, SequenceId};
 use crate::speculation::{Draft, Guesser, Speculation};
 use crate::stream::{ChoiceStream, TextStream};
+use crate::token_width::TokenWidth;
 use crate::{free_memory, packing};
 
 pub use crate::admission::EngineStatus;
@@ -50,6 +52,10 @@ struct ModelInner {
     config: EngineConfig,
     tokenizer: Tokenizer,
     vocabulary: Arc<Vocabulary>,
+    token_width: Option<TokenWidth>,
+    /// One for each text that may be tokenized at once: more would only take the processors from one another, and from
+    /// the engine. Who waits for one has a connection, and those are limited.
+    tokenizing: Arc<Semaphore>,
     chat_template: Option<ChatTemplate>,
     eos_token_ids: BTreeSet<u32>,
     pooling: DeclaredPooling,
@@ -175,6 +181,8 @@ impl Model {
             info,
             shape,
             config: config.clone(),
+            token_width: TokenWidth::of(&loaded.tokenizer, &vocabulary),
+            tokenizing: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))),
             vocabulary: Arc::new(vocabulary),
             tokenizer: loaded.tokenizer,
             chat_template: loaded.chat_template,
@@ -252,7 +260,7 @@ impl Model {
     /// # Errors
     /// [`RequestError::NoChatTemplate`], [`RequestError::Template`].
     pub async fn tokenize_chat(&self, prompt: ChatPrompt) -> Result<Vec<u32>, RequestError> {
-        self.inner.blocking(move |inner| inner.encode_prompt(Prompt::Chat(prompt))).await
+        self.inner.blocking(move |inner| inner.encode(inner.render(&prompt)?, SpecialTokens::Omit)).await
     }
 
     /// Text of token ids, special ones included.
@@ -293,7 +301,13 @@ impl ModelInner {
         work: impl FnOnce(&Self) -> Result<T, RequestError> + Send + 'static,
     ) -> Result<T, RequestError> {
         let inner = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || work(&inner)).await {
+        let permit = Arc::clone(&self.tokenizing).acquire_owned().await.expect("the semaphore is never closed");
+        let work = move || {
+            // Held by the work, not by who waits for it: a client that leaves does not end it.
+            let _permit = permit;
+            work(&inner)
+        };
+        match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => Err(RequestError::ShuttingDown),
@@ -443,11 +457,15 @@ impl ModelInner {
 
     fn encode_prompt(&self, prompt: Prompt) -> Result<Vec<u32>, RequestError> {
         let token_ids = match prompt {
-            Prompt::Text(text) => self.encode(text, SpecialTokens::Add)?,
+            Prompt::Text(text) => {
+                self.check_text_fits(&text)?;
+                self.encode(text, SpecialTokens::Add)?
+            }
             // Templates write their own BOS.
             Prompt::Chat(chat) => {
-                let template = self.chat_template.as_ref().ok_or(RequestError::NoChatTemplate)?;
-                self.encode(template.render(&chat)?, SpecialTokens::Omit)?
+                let text = self.render(&chat)?;
+                self.check_text_fits(&text)?;
+                self.encode(text, SpecialTokens::Omit)?
             }
             Prompt::Tokens(token_ids) => {
                 self.check_token_ids("prompt", &token_ids)?;
@@ -458,6 +476,27 @@ impl ModelInner {
             return Err(invalid("prompt", "the prompt is empty; it must have at least one token".to_owned()));
         }
         Ok(token_ids)
+    }
+
+    fn render(&self, chat: &ChatPrompt) -> Result<String, RequestError> {
+        self.chat_template.as_ref().ok_or(RequestError::NoChatTemplate)?.render(chat)
+    }
+
+    /// Refuses a text that is too long for the context, however few tokens it becomes.
+    fn check_text_fits(&self, text: &str) -> Result<(), RequestError> {
+        let Some(width) = self.token_width else { return Ok(()) };
+        let (num_bytes, min_tokens) = (text.len(), width.min_tokens(text.len()));
+        // One more token is generated at least.
+        match self.limits().into_iter().find(|(_, limit)| min_tokens >= *limit) {
+            Some((limit_name, limit)) => Err(RequestError::TextTooLong { num_bytes, min_tokens, limit_name, limit }),
+            None => Ok(()),
+        }
+    }
+
+    /// What prompt and answer together must fit, in tokens.
+    fn limits(&self) -> [(&'static str, usize); 2] {
+        // The last token generated needs no KV of its own.
+        [("the context length", self.info.max_model_len), ("the KV cache", self.info.num_kv_tokens + 1)]
     }
 
     fn encode(&self, text: String, special_tokens: SpecialTokens) -> Result<Vec<u32>, RequestError> {
@@ -483,9 +522,7 @@ impl ModelInner {
             return Err(invalid("max_tokens", "max_tokens is 0; it must be at least 1".to_owned()));
         }
         let num_new_tokens = requested.unwrap_or(1);
-        // The last token generated needs no KV of its own.
-        let limits = [("the context length", self.info.max_model_len), ("the KV cache", self.info.num_kv_tokens + 1)];
-        for (limit_name, limit) in limits {
+        for (limit_name, limit) in self.limits() {
             if num_prompt_tokens.saturating_add(num_new_tokens) > limit {
                 return Err(RequestError::TooLong { num_prompt_tokens, num_new_tokens, limit_name, limit });
             }
@@ -497,7 +534,9 @@ impl ModelInner {
     fn count_rejection(&self, error: &RequestError) {
         let reason = match error {
             RequestError::QueueFull { .. } => Rejection::QueueFull,
-            RequestError::TooLong { .. } | RequestError::InputTooLong { .. } => Rejection::TooLong,
+            RequestError::TooLong { .. } | RequestError::TextTooLong { .. } | RequestError::InputTooLong { .. } => {
+                Rejection::TooLong
+            }
             RequestError::ShuttingDown => Rejection::ShuttingDown,
             // `QueueTimeout` is counted by the engine: it comes after submission.
             _ => return,

@@ -176,7 +176,9 @@ impl ApiError {
     fn code(&self) -> Option<&'static str> {
         match self {
             Self::Request(RequestError::UnknownModel { .. }) | Self::NoModel => Some("model_not_found"),
-            Self::Request(RequestError::TooLong { .. } | RequestError::InputTooLong { .. }) => {
+            Self::Request(
+                RequestError::TooLong { .. } | RequestError::TextTooLong { .. } | RequestError::InputTooLong { .. },
+            ) => {
                 Some("context_length_exceeded")
             }
             Self::Request(RequestError::QueueFull { .. }) | Self::BackgroundFull { .. } => Some("queue_full"),
@@ -240,6 +242,7 @@ impl IntoResponse for ApiError {
 
 #[cfg(test)]
 mod tests {
+        | RequestError::TextTooLong { .. }
     use super::*;
 
     fn render(error: &ApiError) -> String {
@@ -291,6 +294,8 @@ mod tests {
         {"error":{"message":"256 requests are waiting, which is the limit; try again in 3 s","type":"server_error","param":null,"code":"queue_full"}}
         503 Service Unavailable Retry-After: 4
         {"error":{"message":"the request waited 300 s for its turn, which is the limit; try again in 4 s","type":"server_error","param":null,"code":"queue_timeout"}}
+            RequestError::TextTooLong { num_bytes: 4000, min_tokens: 40, limit_name: "the context length", limit: 8 }
+                .into(),
         503 Service Unavailable Retry-After: 1
         {"error":{"message":"the server is shutting down","type":"server_error","param":null,"code":"shutting_down"}}
         400 Bad Request
@@ -313,6 +318,8 @@ mod tests {
         {"error":{"message":"the model is still loading; `GET /ready` tells when it can answer","type":"server_error","param":null,"code":"model_loading"}}
         500 Internal Server Error
         {"error":{"message":"internal error; the server's log has the details","type":"server_error","param":null,"code":null}}
+        {"error":{"message":"the prompt has 4000 bytes of text, which are at least 40 tokens, but the context length is 8 tokens","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}
+        400 Bad Request
         "#);
     }
 }
