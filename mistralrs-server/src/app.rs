@@ -69,7 +69,7 @@ impl App {
         Arc::new(Self {
             models: Arc::new(ModelRouter::default()),
             readiness: Readiness::default(),
-            responses: ResponseStore::new(settings.responses),
+            responses: ResponseStore::new(settings.responses, &registry),
             api_keys: ApiKeys::new(&settings.api_keys),
             http_metrics: HttpMetrics::register(&registry),
             registry,

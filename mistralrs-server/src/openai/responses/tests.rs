@@ -7,6 +7,7 @@ use axum::response::Response;
 use http_body_util::BodyExt;
 use mistralrs_core::request::{TokenLogprob, Usage};
 use mistralrs_core::{FinishReason, Prompt, TextEvent};
+use mistralrs_telemetry::registry::Registry;
 use serde_json::{Value, json};
 
 use super::answer::Answer;
@@ -82,7 +83,7 @@ async fn render(response: Response, answer_object: &ResponseObject) -> String {
 
 async fn stream(events: Vec<TextEvent>) -> String {
     let object = object(&json!({}));
-    let store = ResponseStore::new(LIMITS);
+    let store = ResponseStore::new(LIMITS, &Registry::new());
     let renderer = ResponseEvents::new(Answer::new(object.clone()), keeping(&store, "hi"));
     let generation = Generation::from_events(1, events, USAGE);
     let rendered = render(sse::respond(generation, renderer), &object).await;
@@ -177,7 +178,7 @@ async fn logprobs_come_with_the_text_if_they_are_included() {
 
 #[tokio::test(start_paused = true)]
 async fn a_background_response_is_queued_runs_and_can_be_read_when_it_has_ended() {
-    let store = ResponseStore::new(LIMITS);
+    let store = ResponseStore::new(LIMITS, &Registry::new());
     let generation = Generation::from_events(1, vec![delta("Hello"), finished(FinishReason::Stop)], USAGE);
     let answer = Answer::new(object(&json!({ "background": true })));
     let queued = background::start(generation, answer, keeping(&store, "hi")).unwrap();

@@ -3,6 +3,7 @@
 //! [`ResponseStore`] is the lock and the clock around `table`, which decides what stays within the limits of number,
 //! bytes and age. What is kept is kept in memory: it ends with the process.
 
+mod metrics;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -11,9 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mistralrs_telemetry::Mutex;
+use mistralrs_telemetry::registry::Registry;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use self::metrics::StoreMetrics;
 use self::table::Table;
 use super::item::Item;
 use super::object::{ResponseObject, ResponseStatus};
@@ -65,9 +68,10 @@ impl StoredResponse {
 }
 
 impl ResponseStore {
-    /// An empty store.
-    pub fn new(limits: StoreLimits) -> Arc<Self> {
-        Arc::new(Self { limits, table: Mutex::new("response_store", Table::new(limits)) })
+    /// An empty store, whose metrics are registered: there is one per process.
+    pub fn new(limits: StoreLimits, registry: &Registry) -> Arc<Self> {
+        let table = Table::new(limits, StoreMetrics::register(registry));
+        Arc::new(Self { limits, table: Mutex::new("response_store", table) })
     }
 
     /// Whether anything is ever kept.

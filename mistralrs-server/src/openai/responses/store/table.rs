@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::StoredResponse;
+use super::metrics::{Eviction, StoreMetrics};
 use crate::api_keys::Principal;
 use crate::config::StoreLimits;
 
@@ -21,6 +22,7 @@ pub(super) struct Table {
     /// Of all entries together.
     num_bytes: usize,
     num_running: usize,
+    metrics: StoreMetrics,
 }
 
 struct Entry {
@@ -38,8 +40,16 @@ enum Life {
 }
 
 impl Table {
-    pub fn new(limits: StoreLimits) -> Self {
-        Self { limits, entries: BTreeMap::new(), ages: HashMap::new(), next_age: 0, num_bytes: 0, num_running: 0 }
+    pub fn new(limits: StoreLimits, metrics: StoreMetrics) -> Self {
+        Self {
+            limits,
+            entries: BTreeMap::new(),
+            ages: HashMap::new(),
+            next_age: 0,
+            num_bytes: 0,
+            num_running: 0,
+            metrics,
+        }
     }
 
     /// Keeps a response that has ended, in the place of the oldest ones if need be. One that is larger than all memory
@@ -51,6 +61,7 @@ impl Table {
             let life = Life::Ended { expires_at: now + self.limits.ttl };
             self.insert(Entry { owner, response, num_bytes, life });
         } else {
+            self.metrics.evicted(Eviction::NeverFits);
             tracing::warn!(id = response.object.id, num_bytes, "the response does not fit into the store");
         }
     }
@@ -117,6 +128,7 @@ impl Table {
         while let Some((&age, expires_at)) = self.oldest_ended()
             && expires_at <= now
         {
+            self.metrics.evicted(Eviction::Age);
             self.remove(age);
         }
     }
@@ -132,6 +144,8 @@ impl Table {
         }
         while self.entries.len() >= max_stored || self.num_bytes + num_bytes > max_stored_bytes {
             let Some((&age, _)) = self.oldest_ended() else { return false };
+            let is_full = self.entries.len() >= max_stored;
+            self.metrics.evicted(if is_full { Eviction::Number } else { Eviction::Size });
             self.remove(age);
         }
         true
@@ -158,6 +172,7 @@ impl Table {
         self.num_running += usize::from(matches!(entry.life, Life::Running(_)));
         self.ages.insert(entry.response.object.id.clone(), age);
         self.entries.insert(age, entry);
+        self.show_size();
     }
 
     fn remove(&mut self, age: u64) {
@@ -168,6 +183,12 @@ impl Table {
             cancellation.cancel();
             self.num_running -= 1;
         }
+        self.show_size();
+    }
+
+    fn show_size(&self) {
+        self.metrics.stored.set(self.entries.len() as i64);
+        self.metrics.stored_bytes.set(self.num_bytes as i64);
     }
 
     /// That all counts are true and no limit is passed.

@@ -32,7 +32,7 @@ fn status(store: &ResponseStore, owner: Principal, id: &str) -> &'static str {
 
 #[tokio::test(start_paused = true)]
 async fn the_oldest_goes_when_there_are_too_many() {
-    let store = ResponseStore::new(limits());
+    let store = ResponseStore::new(limits(), &Registry::new());
     let ids: Vec<String> = (0..6).map(|index| keep(&store, ANN, &format!("text {index}"))).collect();
     let found: Vec<_> = ids.iter().map(|id| status(&store, ANN, id)).collect();
     assert_eq!(found, ["unknown", "unknown", "completed", "completed", "completed", "completed"]);
@@ -41,7 +41,7 @@ async fn the_oldest_goes_when_there_are_too_many() {
 #[tokio::test(start_paused = true)]
 async fn the_oldest_go_when_they_are_too_large_and_one_that_never_fits_takes_no_place() {
     let small = response("small").num_bytes();
-    let store = ResponseStore::new(StoreLimits { max_stored_bytes: 3 * small, ..limits() });
+    let store = ResponseStore::new(StoreLimits { max_stored_bytes: 3 * small, ..limits() }, &Registry::new());
     let first = keep(&store, ANN, "small");
     let second = keep(&store, ANN, "small");
     let large = keep(&store, ANN, &"large".repeat(small));
@@ -51,8 +51,39 @@ async fn the_oldest_go_when_they_are_too_large_and_one_that_never_fits_takes_no_
 }
 
 #[tokio::test(start_paused = true)]
+async fn metrics_tell_how_much_is_kept_and_why_the_rest_is_not() {
+    let registry = Registry::new();
+    let small = response("small").num_bytes();
+    let store = ResponseStore::new(StoreLimits { max_stored: 3, max_stored_bytes: 3 * small, ..limits() }, &registry);
+    for text in ["small", "small", "small", "small", &"x".repeat(small), &"large".repeat(small)] {
+        keep(&store, ANN, text);
+    }
+    let shown = || {
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with('#') && !line.contains("_bytes"));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    insta::assert_snapshot!(shown(), @r#"
+    mistralrs_responses_evicted_total{reason="age"} 0
+    mistralrs_responses_evicted_total{reason="never_fits"} 1
+    mistralrs_responses_evicted_total{reason="number"} 2
+    mistralrs_responses_evicted_total{reason="size"} 1
+    mistralrs_responses_stored 2
+    "#);
+    tokio::time::sleep(limits().ttl).await;
+    assert!(store.get(ANN, "none").is_err());
+    insta::assert_snapshot!(shown(), @r#"
+    mistralrs_responses_evicted_total{reason="age"} 2
+    mistralrs_responses_evicted_total{reason="never_fits"} 1
+    mistralrs_responses_evicted_total{reason="number"} 2
+    mistralrs_responses_evicted_total{reason="size"} 1
+    mistralrs_responses_stored 0
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_response_cannot_be_read_from_its_last_second_on_and_the_sweep_frees_its_memory() {
-    let store = ResponseStore::new(limits());
+    let store = ResponseStore::new(limits(), &Registry::new());
     let shutdown = CancellationToken::new();
     let sweep = tokio::spawn(Arc::clone(&store).sweep(shutdown.clone()));
     let id = keep(&store, ANN, "text");
@@ -70,7 +101,7 @@ async fn a_response_cannot_be_read_from_its_last_second_on_and_the_sweep_frees_i
 
 #[tokio::test(start_paused = true)]
 async fn nobody_reads_ends_or_forgets_what_another_key_has() {
-    let store = ResponseStore::new(limits());
+    let store = ResponseStore::new(limits(), &Registry::new());
     let id = keep(&store, ANN, "secret");
     assert_eq!(
         store.get(BOB, &id).err().unwrap().to_string(),
@@ -85,7 +116,7 @@ async fn nobody_reads_ends_or_forgets_what_another_key_has() {
 
 #[tokio::test(start_paused = true)]
 async fn what_runs_is_neither_evicted_nor_expired_and_bounded_in_number() {
-    let store = ResponseStore::new(limits());
+    let store = ResponseStore::new(limits(), &Registry::new());
     let running = store.begin(ANN, response("running")).unwrap();
     let _second = store.begin(BOB, response("running")).unwrap();
     let refused = store.begin(ANN, response("one too many")).err().unwrap();
@@ -105,7 +136,7 @@ async fn what_runs_is_neither_evicted_nor_expired_and_bounded_in_number() {
 
 #[tokio::test(start_paused = true)]
 async fn a_cancelled_response_stays_cancelled_and_its_task_is_told() {
-    let store = ResponseStore::new(limits());
+    let store = ResponseStore::new(limits(), &Registry::new());
     let running = store.begin(ANN, response("running")).unwrap();
     let id = running.id.clone();
     assert_eq!(store.cancel(ANN, &id).unwrap().object.status, ResponseStatus::Cancelled);
@@ -125,7 +156,7 @@ async fn a_cancelled_response_stays_cancelled_and_its_task_is_told() {
 
 #[tokio::test(start_paused = true)]
 async fn a_task_that_panics_leaves_a_failed_response() {
-    let store = ResponseStore::new(limits());
+    let store = ResponseStore::new(limits(), &Registry::new());
     let running = store.begin(ANN, response("running")).unwrap();
     let id = running.id.clone();
     let task = tokio::spawn(async move {
@@ -141,7 +172,7 @@ async fn any_order_of_operations_keeps_every_limit() {
     let bytes = response("x").num_bytes();
     for (seed, max_stored) in [(1, 1), (2, 3), (3, 8), (4, 0)] {
         let limits = StoreLimits { max_stored, max_stored_bytes: 4 * bytes, ..limits() };
-        let store = ResponseStore::new(limits);
+        let store = ResponseStore::new(limits, &Registry::new());
         let mut random = Random(seed);
         let (mut ids, mut running) = (Vec::new(), Vec::new());
         for _ in 0..3000 {
