@@ -25,3 +25,4 @@ mod mcp_endpoint;
 pub mod metrics;
 pub mod openai;
 pub mod process;
+mod stalled_writes;

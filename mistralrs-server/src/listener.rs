@@ -21,6 +21,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
+use crate::stalled_writes::StalledWrites;
+
 /// A connection that sends no request for this long is closed, whether it is slow or merely kept alive. Longer than
 /// the keep-alive time of the usual clients, so that they close first and no request meets a closing connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
@@ -33,6 +35,15 @@ const MAX_CONCURRENT_STREAMS: u32 = 128;
 
 /// Pause after accepting failed, as it does while the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What connections of one port may take.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionLimits {
+    /// Open at once; more wait in the kernel's backlog.
+    pub max_connections: usize,
+    /// How long a client may read nothing of what is sent to it; `None`: for ever.
+    pub write_timeout: Option<Duration>,
+}
 
 /// A port that could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +78,8 @@ pub async fn bind(what: &'static str, addr: SocketAddr) -> Result<TcpListener, B
 
 /// Serves `router` until `shutdown`; then accepts nothing new, lets running requests finish, and returns.
 /// Handlers find the peer's address as `ConnectInfo<SocketAddr>`.
-pub async fn serve(listener: TcpListener, router: Router, max_connections: usize, shutdown: CancellationToken) {
-    let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
+pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimits, shutdown: CancellationToken) {
+    let permits = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
     let connections = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
@@ -76,6 +87,11 @@ pub async fn serve(listener: TcpListener, router: Router, max_connections: usize
             () = shutdown.cancelled() => break,
         };
         let (stream, peer, permit) = accepted;
+        // Tokens are small writes that must leave at once.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+        let stream = StalledWrites::new(stream, limits.write_timeout);
         tokio::spawn(serve_connection(stream, peer, router.clone(), connections.watcher(), permit));
     }
     // Closed before draining: a client that connects now gets a refusal, not silence.
@@ -98,16 +114,12 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream,
 
 /// The permit is held as long as the connection.
 async fn serve_connection(
-    stream: TcpStream,
+    stream: StalledWrites<TcpStream>,
     peer: SocketAddr,
     router: Router,
     watcher: Watcher,
     _permit: OwnedSemaphorePermit,
 ) {
-    // Tokens are small writes that must leave at once.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY");
-    }
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
     server

@@ -16,7 +16,7 @@ use crate::app::{self, App, AppState};
 use crate::config::{ModelSettings, ServerSettings, Settings};
 use crate::health::Stage;
 use crate::hub::{self, HubError, LocatedPair};
-use crate::listener::{self, BindError};
+use crate::listener::{self, BindError, ConnectionLimits};
 #[cfg(feature = "http-mcp-stream")]
 use crate::mcp_endpoint::McpEndpoint;
 use crate::metrics;
@@ -57,13 +57,13 @@ pub struct PendingModel {
 pub(crate) struct Servers {
     tasks: TaskTracker,
     shutdown: CancellationToken,
-    max_connections: usize,
+    limits: ConnectionLimits,
 }
 
 impl Servers {
     /// Serves `router` on `listener` until the shutdown.
     pub fn spawn(&self, listener: TcpListener, router: axum::Router) {
-        self.tasks.spawn(listener::serve(listener, router, self.max_connections, self.shutdown.clone()));
+        self.tasks.spawn(listener::serve(listener, router, self.limits, self.shutdown.clone()));
     }
 
     /// Fires when the process is to end: long-lived streams end themselves then.
@@ -84,11 +84,8 @@ pub async fn run(settings: Settings, model: Option<PendingModel>) -> Result<(), 
         mistralrs_telemetry::lock::register_lock_metrics(&registry);
     }
     let app = App::new(&settings.server, registry);
-    let servers = Servers {
-        tasks: TaskTracker::new(),
-        shutdown: CancellationToken::new(),
-        max_connections: settings.server.max_connections,
-    };
+    let servers =
+        Servers { tasks: TaskTracker::new(), shutdown: CancellationToken::new(), limits: settings.server.connections };
     let main_port = listener::bind("the OpenAI API", settings.server.addr).await?;
     #[cfg(feature = "http-mcp-stream")]
     let mut mcp = McpEndpoint::bind(settings.mcp).await?;

@@ -58,6 +58,8 @@ pub struct ServerSection {
     pub max_body_bytes: NonZeroUsize,
     /// Connections open at once, for each port; more wait in the kernel's backlog. Default 1024.
     pub max_connections: NonZeroUsize,
+    /// Seconds a client may read nothing of what is sent to it before its connection is closed; 0: for ever. Default 60.
+    pub write_timeout_secs: u64,
     /// Seconds one request may take in all, its stream included; 0: no limit. Default 3600.
     pub request_timeout_secs: u64,
     /// Seconds running requests may go on after Ctrl-C or SIGTERM. Default 30.
@@ -79,6 +81,7 @@ impl Default for ServerSection {
             threads: None,
             max_body_bytes: NonZeroUsize::new(4 << 20).expect("not zero"),
             max_connections: NonZeroUsize::new(1024).expect("not zero"),
+            write_timeout_secs: 60,
             request_timeout_secs: 3600,
             drain_timeout_secs: 30,
             cors: CorsSection::default(),

@@ -14,6 +14,7 @@ use super::file::{
     PagedAttention, PoolingType, RateLimitSection, TokenSource,
 };
 use super::{ConfigError, Configuration, HttpMcpConfig, KvCacheType, RateLimitConfig};
+use crate::listener::ConnectionLimits;
 
 /// KV blocks larger than this waste more memory on the last block of each sequence than they save in bookkeeping.
 const MAX_BLOCK_SIZE: usize = 256;
@@ -56,8 +57,8 @@ pub struct ServerSettings {
     pub threads: Option<NonZeroUsize>,
     /// Bytes of one request body.
     pub max_body_bytes: usize,
-    /// Connections of one port.
-    pub max_connections: usize,
+    /// What connections of one port may take.
+    pub connections: ConnectionLimits,
     /// From a request's arrival to its last byte; `None`: no limit.
     pub request_timeout: Option<Duration>,
     /// How long running requests may go on after a signal.
@@ -235,9 +236,11 @@ impl Configuration {
             log_format: section.log_format,
             threads: section.threads,
             max_body_bytes: section.max_body_bytes.get(),
-            max_connections: section.max_connections.get(),
-            request_timeout: (section.request_timeout_secs > 0)
-                .then(|| Duration::from_secs(section.request_timeout_secs)),
+            connections: ConnectionLimits {
+                max_connections: section.max_connections.get(),
+                write_timeout: seconds(section.write_timeout_secs),
+            },
+            request_timeout: seconds(section.request_timeout_secs),
             drain_timeout: Duration::from_secs(section.drain_timeout_secs),
             cors: cors("server.cors", &section.cors)?,
             metrics_endpoint: metrics_endpoint.clone(),
@@ -362,7 +365,7 @@ fn engine(section: &EngineSection, drain_timeout: Duration) -> Result<EngineConf
         max_num_seqs: section.max_seqs.get(),
         max_num_batched_tokens: section.max_num_batched_tokens.get(),
         max_waiting_requests: section.max_waiting_requests,
-        queue_timeout: (section.queue_timeout_secs > 0).then(|| Duration::from_secs(section.queue_timeout_secs)),
+        queue_timeout: seconds(section.queue_timeout_secs),
         priority_aging: section.priority_aging_requests,
         block_size,
         kv_memory_bytes,
@@ -381,6 +384,11 @@ fn engine(section: &EngineSection, drain_timeout: Duration) -> Result<EngineConf
         seed: section.seed,
         drain_timeout,
     })
+}
+
+/// 0 is no limit.
+fn seconds(number: u64) -> Option<Duration> {
+    (number > 0).then(|| Duration::from_secs(number))
 }
 
 /// Who may call the MCP endpoint: tools act on this machine, so an open port without a key is never bound.

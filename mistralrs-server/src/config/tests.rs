@@ -149,7 +149,7 @@ fn the_mcp_endpoint_comes_from_flags_environment_or_file() {
 
 #[test]
 fn unknown_keys_and_values_name_the_nearest_known_one() {
-    insta::assert_snapshot!(error(&toml("[server]\nprot = 1")), @"mistralrs.toml: unknown key `prot` in `server`; did you mean `port`? (known: port, serve_ip, api_keys, log, log_format, threads, max_body_bytes, max_connections, request_timeout_secs, drain_timeout_secs, cors, responses)");
+    insta::assert_snapshot!(error(&toml("[server]\nprot = 1")), @"mistralrs.toml: unknown key `prot` in `server`; did you mean `port`? (known: port, serve_ip, api_keys, log, log_format, threads, max_body_bytes, max_connections, write_timeout_secs, request_timeout_secs, drain_timeout_secs, cors, responses)");
     insta::assert_snapshot!(error(&toml("[sever]\nport = 1")), @"mistralrs.toml: unknown key `sever`; did you mean `server`? (known: server, model, engine, prometheus_locks, http_mcp, mcp_client, tool_forwarding)");
     insta::assert_snapshot!(error(&toml("[engine]\npa_cache_type = \"f61\"")), @"mistralrs.toml: unknown value `f61` of `engine.pa_cache_type`; did you mean `bf16`? (known: auto, f16, bf16, f32, q8_0)");
     insta::assert_snapshot!(error(&toml("[server]\nport = \"http\"")), @r#"mistralrs.toml: `server.port`: invalid type: string "http", expected u16"#);
@@ -258,6 +258,7 @@ fn the_printed_configuration_has_no_secrets_and_names_variables() {
     log_format = "text"
     max_body_bytes = 4194304
     max_connections = 1024
+    write_timeout_secs = 60
     request_timeout_secs = 3600
     drain_timeout_secs = 30
 
