@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, header};
 use subtle::ConstantTimeEq;
 
+use crate::access_log;
 use crate::app::AppState;
 use crate::error::ApiError;
 
@@ -23,6 +24,25 @@ pub enum Principal {
     Anybody,
     /// The holder of the key with this hash.
     Key([u8; blake3::OUT_LEN]),
+}
+
+/// Digits of a hash that tell keys apart in a log.
+const KEY_ID_DIGITS: usize = 8;
+
+impl Principal {
+    /// Names a key without telling it: the beginning of its BLAKE3 hash. `None` where there are no keys.
+    pub fn key_id(self) -> Option<String> {
+        match self {
+            Self::Anybody => None,
+            Self::Key(hash) => Some(blake3::Hash::from(hash).to_hex()[..KEY_ID_DIGITS].to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Principal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Principal").field(&self.key_id()).finish()
+    }
 }
 
 impl FromRequestParts<AppState> for Principal {
@@ -66,6 +86,7 @@ impl ApiKeys {
 /// Middleware of the routes that need a key.
 pub async fn require_key(State(app): State<AppState>, mut request: Request, next: Next) -> Result<Response, ApiError> {
     let principal = app.api_keys.check(request.headers())?;
+    access_log::found_principal(principal);
     request.extensions_mut().insert(principal);
     Ok(next.run(request).await)
 }

@@ -9,14 +9,14 @@ use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use http::{HeaderName, Method, header};
+use http::{Method, header};
 use mistralrs_core::{Model, ModelRouter, RequestError};
 use mistralrs_telemetry::registry::Registry;
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{self, CorsLayer};
-use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
+use crate::access_log;
 use crate::anthropic;
 use crate::api_keys::{ApiKeys, require_key};
 use crate::config::{Cors, ServerSettings};
@@ -24,6 +24,7 @@ use crate::error::ApiError;
 use crate::health::{self, Readiness, Stage};
 use crate::metrics::{self, HttpMetrics};
 use crate::openai::{self, ResponseStore};
+use crate::request_id::{self, X_REQUEST_ID};
 
 /// Paths of the main port; a configured metrics page must be beside them.
 pub const TAKEN_PATHS: &[&str] = &[
@@ -86,7 +87,7 @@ impl App {
     pub fn route(&self, requested: Option<&str>) -> Result<Model, ApiError> {
         match self.models.route(requested.unwrap_or_default()) {
             Ok(model) => {
-                metrics::label_model(&model.info().id);
+                access_log::found_model(&model.info().id);
                 Ok(model)
             }
             Err(RequestError::UnknownModel { available, .. }) if available.is_empty() => match self.readiness.stage() {
@@ -141,16 +142,17 @@ pub fn router(app: &AppState, settings: &ServerSettings) -> Router {
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| answer_panic(&*panic)))
-        .layer(from_fn(anthropic::render_errors))
-        .layer(from_fn_with_state(Arc::clone(app), metrics::measure))
-        .layer(PropagateRequestIdLayer::x_request_id())
-        .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
-        .with_state(Arc::clone(app));
-    match &settings.cors {
-        // Outermost: a preflight carries no key.
+        .layer(from_fn(anthropic::render_errors));
+    // Outside of the keys: a preflight carries none.
+    let router = match &settings.cors {
         Some(allowed) => router.layer(cors_layer(allowed)),
         None => router,
-    }
+    };
+    router
+        .layer(from_fn_with_state(Arc::clone(app), metrics::measure))
+        // Outermost: all others tell of a request by its id.
+        .layer(from_fn(request_id::assign))
+        .with_state(Arc::clone(app))
 }
 
 async fn no_route(request: Request) -> ApiError {
@@ -184,5 +186,5 @@ fn cors_layer(allowed: &Cors) -> CorsLayer {
         .allow_methods(methods)
         // SDKs for browsers send headers of their own; what an allowed origin sends is up to it.
         .allow_headers(cors::AllowHeaders::mirror_request())
-        .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER])
+        .expose_headers([X_REQUEST_ID, anthropic::REQUEST_ID, header::RETRY_AFTER])
 }

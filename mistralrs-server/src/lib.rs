@@ -5,6 +5,7 @@
 //!
 //! **Never** here: tensors, scheduling, the protocol of upstream servers.
 
+mod access_log;
 #[cfg(feature = "http-mcp-stream")]
 pub mod adapters;
 pub mod anthropic;
@@ -25,4 +26,5 @@ mod mcp_endpoint;
 pub mod metrics;
 pub mod openai;
 pub mod process;
+pub mod request_id;
 mod stalled_writes;

@@ -155,7 +155,8 @@ fn start_log(settings: &ServerSettings) -> anyhow::Result<()> {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     match settings.log_format {
         LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
+        // Flat: shippers of logs look for `request_id`, not for `fields.request_id`.
+        LogFormat::Json => log.json().flatten_event(true).init(),
     }
     Ok(())
 }

@@ -1,6 +1,5 @@
 //! The registry and what the HTTP side tells about itself; names are SPEC section 6's. Serves the metrics page.
 
-use std::cell::RefCell;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -11,13 +10,14 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{Method, header};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use mistralrs_telemetry::buckets::LATENCY_BUCKETS;
 use mistralrs_telemetry::registry::{
     HistogramVec, IntCounterVec, IntGaugeVec, Registry, counter, gauge, histogram, register,
 };
 use prometheus::{Encoder, TextEncoder};
 
+use crate::access_log::{self, Answered, Arrival, Findings, Outcome};
 use crate::app::AppState;
 
 /// Cardinality: 10 methods × the routes × the loaded models × the statuses the handlers have.
@@ -28,11 +28,6 @@ const UNMATCHED: &str = "unmatched";
 
 /// Status label of requests whose client left before there was an answer.
 const CLIENT_LEFT: &str = "499";
-
-tokio::task_local! {
-    /// The model that answers the request this task handles: written by [`label_model`], read when the answer is counted.
-    static MODEL: RefCell<String>;
-}
 
 /// HTTP requests, counted twice: dashboards of the field use both families of names.
 #[derive(Clone)]
@@ -64,15 +59,19 @@ impl HttpMetrics {
         }
     }
 
-    fn begin(&self, method: &Method, path: &str) -> RequestInFlight {
-        let method = method_label(method);
+    fn begin(&self, request: &Request) -> RequestInFlight {
+        let path = request.extensions().get::<MatchedPath>().map_or(UNMATCHED, MatchedPath::as_str);
+        let method = method_label(request.method());
         self.in_flight.with_label_values(&[method, path]).inc();
         RequestInFlight {
             metrics: self.clone(),
             method,
             path: path.to_owned(),
-            model: String::new(),
+            arrival: Arrival::new(request),
+            findings: Findings::default(),
             status: None,
+            outcome: Outcome::ClientLeft,
+            num_bytes: 0,
             arrived: Instant::now(),
         }
     }
@@ -100,24 +99,18 @@ fn features() -> String {
     features.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name).collect::<Vec<_>>().join(",")
 }
 
-/// Counts the request that this task handles under `model`. Only names of loaded models: labels are bounded.
-pub fn label_model(model: &str) {
-    // Outside of a request, as in unit tests of handlers, there is nothing to label.
-    let _ = MODEL.try_with(|label| model.clone_into(&mut label.borrow_mut()));
-}
-
-/// Middleware around every route: counts, times, and follows the answer to its last byte.
+/// Middleware around every route: counts, times, follows the answer to its last byte, and logs how it went.
 pub async fn measure(State(app): State<AppState>, request: Request, next: Next) -> Response {
-    let path = request.extensions().get::<MatchedPath>().map_or(UNMATCHED, MatchedPath::as_str);
-    let mut in_flight = app.http_metrics.begin(request.method(), path);
-    let handled = MODEL.scope(RefCell::default(), async {
-        let response = next.run(request).await;
-        (response, MODEL.with(RefCell::take))
-    });
-    let (response, model) = handled.await;
-    in_flight.model = model;
+    let mut in_flight = app.http_metrics.begin(&request);
+    let has_no_body = request.method() == Method::HEAD;
+    let (response, findings) = access_log::gather(next.run(request)).await;
+    in_flight.findings = findings;
     in_flight.status = Some(response.status().as_u16());
-    response.map(|body| Body::new(MeasuredBody { body, _in_flight: in_flight }))
+    if has_no_body || response.body().is_end_stream() {
+        // Nobody will read it to its end.
+        in_flight.outcome = Outcome::Sent;
+    }
+    response.map(|body| Body::new(MeasuredBody { body, in_flight }))
 }
 
 /// `GET /metrics`: the text format. Reads counters; never waits for a model step.
@@ -134,27 +127,39 @@ struct RequestInFlight {
     metrics: HttpMetrics,
     method: &'static str,
     path: String,
-    model: String,
+    arrival: Arrival,
+    findings: Findings,
     status: Option<u16>,
+    outcome: Outcome,
+    num_bytes: u64,
     arrived: Instant,
 }
 
 impl Drop for RequestInFlight {
     fn drop(&mut self) {
         let status = self.status.map_or_else(|| CLIENT_LEFT.to_owned(), |status| status.to_string());
-        let labels = [self.method, &self.path, &self.model, &status];
-        let seconds = self.arrived.elapsed().as_secs_f64();
-        tracing::debug!(method = self.method, path = self.path, model = self.model, status, seconds, "request");
+        let labels = [self.method, &self.path, &self.findings.model, &status];
+        let duration = self.arrived.elapsed();
+        let seconds = duration.as_secs_f64();
+        self.arrival.log(&Answered {
+            method: self.method,
+            route: &self.path,
+            status: &status,
+            outcome: self.outcome,
+            duration,
+            num_bytes: self.num_bytes,
+            findings: &self.findings,
+        });
         self.metrics.requests.iter().for_each(|family| family.with_label_values(&labels).inc());
         self.metrics.durations.iter().for_each(|family| family.with_label_values(&labels).observe(seconds));
         self.metrics.in_flight.with_label_values(&[self.method, &self.path]).dec();
     }
 }
 
-/// A body that keeps its request counted as in flight.
+/// A body that keeps its request counted as in flight, and notes how far it is read.
 struct MeasuredBody {
     body: Body,
-    _in_flight: RequestInFlight,
+    in_flight: RequestInFlight,
 }
 
 impl http_body::Body for MeasuredBody {
@@ -165,7 +170,20 @@ impl http_body::Body for MeasuredBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let has_ended = match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.in_flight.num_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                // Who knows that nothing follows does not ask again.
+                self.body.is_end_stream()
+            }
+            Poll::Ready(None) => true,
+            Poll::Ready(Some(Err(_))) | Poll::Pending => false,
+        };
+        if has_ended {
+            self.in_flight.outcome = Outcome::Sent;
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -15,16 +15,17 @@ use serde::Serialize;
 
 use crate::error::ApiError;
 
+use crate::request_id::X_REQUEST_ID;
 /// Routes whose errors have this shape.
 const ROUTES: &str = "/v1/messages";
-/// Set for every request before it gets here.
-const OUR_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Where Anthropic's clients look for it.
-const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// The body of an error.
-#[derive(Debug, Serialize)]
-struct ErrorBody<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AnthropicError")]
+pub struct ErrorBody<'a> {
+    #[schemars(extend("const" = "error"))]
     r#type: &'static str,
     error: ErrorObject,
     request_id: Option<&'a str>,
@@ -67,7 +68,7 @@ pub async fn render_errors(request: Request, next: Next) -> Response {
     if !is_ours {
         return next.run(request).await;
     }
-    let request_id = request.headers().get(OUR_REQUEST_ID).cloned();
+    let request_id = request.headers().get(X_REQUEST_ID).cloned();
     let mut response = next.run(request).await;
     if let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>() {
         response = render(&error, request_id.as_ref(), response);

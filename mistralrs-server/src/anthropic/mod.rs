@@ -11,5 +11,5 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-pub use error::render_errors;
+pub use error::{REQUEST_ID, render_errors};
 pub use messages::{count_tokens, create_message};
