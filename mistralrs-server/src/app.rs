@@ -4,11 +4,10 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::{Extension, Router};
 use http::{Method, header};
 use mistralrs_core::{Model, ModelRouter, RequestError};
 use mistralrs_telemetry::registry::Registry;
@@ -24,22 +23,8 @@ use crate::error::ApiError;
 use crate::health::{self, Readiness, Stage};
 use crate::metrics::{self, HttpMetrics};
 use crate::openai::{self, ResponseStore};
+use crate::openapi::{self, Access, Document, Routes};
 use crate::request_id::{self, X_REQUEST_ID};
-
-/// Paths of the main port; a configured metrics page must be beside them.
-pub const TAKEN_PATHS: &[&str] = &[
-    "/health",
-    "/ready",
-    "/tokenize",
-    "/detokenize",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/models",
-    "/v1/responses",
-];
 
 /// What handlers share. Cheap to clone.
 pub type AppState = Arc<App>;
@@ -114,31 +99,25 @@ pub struct Deadline {
     pub limit: Duration,
 }
 
+/// Whether a route of the main port has this path, so that a configured one must be beside it.
+pub fn is_taken(path: &str) -> bool {
+    api_routes().has_path(path) || open_routes().has_path(path)
+}
+
+/// How many routes there are whose paths are not configured.
+#[cfg(test)]
+pub(crate) fn num_routes() -> usize {
+    api_routes().len() + open_routes().len()
+}
+
 /// All routes of the main port.
 pub fn router(app: &AppState, settings: &ServerSettings) -> Router {
-    let api = Router::new()
-        .route("/v1/chat/completions", post(openai::chat_completions))
-        .route("/v1/completions", post(openai::completions))
-        .route("/v1/embeddings", post(openai::embeddings))
-        .route("/v1/responses", post(openai::create_response))
-        .route("/v1/responses/{id}", get(openai::retrieve_response).delete(openai::delete_response))
-        .route("/v1/responses/{id}/cancel", post(openai::cancel_response))
-        .route("/v1/responses/{id}/input_items", get(openai::list_input_items))
-        .route("/v1/messages", post(anthropic::create_message))
-        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
-        .route("/v1/models", get(openai::list_models))
-        // Hub ids have a slash in them.
-        .route("/v1/models/{*id}", get(openai::retrieve_model))
-        .route("/tokenize", post(openai::tokenize))
-        .route("/detokenize", post(openai::detokenize))
-        .route_layer(from_fn_with_state(Arc::clone(app), require_key));
-    let open = Router::new()
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
-        .route(&settings.metrics_endpoint, get(metrics::scrape));
+    let api = api_routes();
+    let open = open_routes().get(&settings.metrics_endpoint, metrics::scrape, metrics::describe_scrape());
+    let document = Document::new(&[&api, &open], settings.api_keys.len());
     let router = Router::new()
-        .merge(api)
-        .merge(open)
+        .merge(api.into_router().route_layer(from_fn_with_state(Arc::clone(app), require_key)))
+        .merge(open.into_router().layer(Extension(document)))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| answer_panic(&*panic)))
@@ -153,6 +132,35 @@ pub fn router(app: &AppState, settings: &ServerSettings) -> Router {
         // Outermost: all others tell of a request by its id.
         .layer(from_fn(request_id::assign))
         .with_state(Arc::clone(app))
+}
+
+/// Routes that need a key.
+fn api_routes() -> Routes {
+    Routes::new(Access::Key)
+        .post("/v1/chat/completions", openai::chat_completions, openai::describe_chat_completions())
+        .post("/v1/completions", openai::completions, openai::describe_completions())
+        .post("/v1/embeddings", openai::embeddings, openai::describe_embeddings())
+        .post("/v1/responses", openai::create_response, openai::describe_create_response())
+        .get("/v1/responses/{id}", openai::retrieve_response, openai::describe_retrieve_response())
+        .delete("/v1/responses/{id}", openai::delete_response, openai::describe_delete_response())
+        .post("/v1/responses/{id}/cancel", openai::cancel_response, openai::describe_cancel_response())
+        .get("/v1/responses/{id}/input_items", openai::list_input_items, openai::describe_list_input_items())
+        .post("/v1/messages", anthropic::create_message, anthropic::describe_create_message())
+        .post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens())
+        .get("/v1/models", openai::list_models, openai::describe_list_models())
+        // Hub ids have a slash in them.
+        .get("/v1/models/{*id}", openai::retrieve_model, openai::describe_retrieve_model())
+        .post("/tokenize", openai::tokenize, openai::describe_tokenize())
+        .post("/detokenize", openai::detokenize, openai::describe_detokenize())
+}
+
+/// Routes for everybody: probes have no key, and the document says nothing that the source does not.
+fn open_routes() -> Routes {
+    Routes::new(Access::Open)
+        .get("/health", health::health, health::describe_health())
+        .get("/ready", health::ready, health::describe_ready())
+        .get(openapi::DOCUMENT_PATH, openapi::serve_document, openapi::describe_document())
+        .get("/docs", openapi::serve_page, openapi::describe_page())
 }
 
 async fn no_route(request: Request) -> ApiError {

@@ -8,7 +8,9 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, Method, StatusCode, header};
 use mistralrs_core::RequestError;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +106,34 @@ pub enum ApiError {
     Panic,
 }
 
+/// The body of an error, in OpenAI's shape.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub struct ErrorBody<'a> {
+    error: ErrorObject<'a>,
+}
+
+/// What went wrong.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ErrorObject<'a> {
+    message: String,
+    r#type: ErrorKind,
+    /// The field's path in the body, if it is about one.
+    param: Option<&'a str>,
+    /// A word for programs.
+    code: Option<&'static str>,
+}
+
+/// Whose fault it is.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(clippy::enum_variant_names, reason = "names of the wire")]
+enum ErrorKind {
+    InvalidRequestError,
+    AuthenticationError,
+    ServerError,
+}
+
 /// Seconds a client is asked to wait where nothing better is known.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
@@ -132,12 +162,9 @@ impl ApiError {
 
     /// The body: `{"error": {"message", "type", "param", "code"}}`.
     pub fn to_json(&self) -> Value {
-        json!({ "error": {
-            "message": self.message(),
-            "type": self.kind(),
-            "param": self.param(),
-            "code": self.code(),
-        }})
+        let error =
+            ErrorObject { message: self.message(), r#type: self.kind(), param: self.param(), code: self.code() };
+        serde_json::to_value(ErrorBody { error }).expect("strings are plain JSON")
     }
 
     /// The engine's messages do not always name the field, which only the API knows.
@@ -151,11 +178,11 @@ impl ApiError {
         }
     }
 
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> ErrorKind {
         match self.status() {
-            StatusCode::UNAUTHORIZED => "authentication_error",
-            status if status.is_server_error() => "server_error",
-            _ => "invalid_request_error",
+            StatusCode::UNAUTHORIZED => ErrorKind::AuthenticationError,
+            status if status.is_server_error() => ErrorKind::ServerError,
+            _ => ErrorKind::InvalidRequestError,
         }
     }
 
@@ -178,9 +205,7 @@ impl ApiError {
             Self::Request(RequestError::UnknownModel { .. }) | Self::NoModel => Some("model_not_found"),
             Self::Request(
                 RequestError::TooLong { .. } | RequestError::TextTooLong { .. } | RequestError::InputTooLong { .. },
-            ) => {
-                Some("context_length_exceeded")
-            }
+            ) => Some("context_length_exceeded"),
             Self::Request(RequestError::QueueFull { .. }) | Self::BackgroundFull { .. } => Some("queue_full"),
             Self::Request(RequestError::QueueTimeout { .. }) => Some("queue_timeout"),
             Self::UnknownResponse { .. } => Some("response_not_found"),
@@ -215,6 +240,7 @@ fn request_status(error: &RequestError) -> StatusCode {
         | RequestError::TooLong { .. }
         | RequestError::InputTooLong { .. }
         | RequestError::UnsupportedPooling { .. }
+        | RequestError::TextTooLong { .. }
         | RequestError::Template(_)
         | RequestError::NoChatTemplate => StatusCode::BAD_REQUEST,
         RequestError::UnknownModel { .. } => StatusCode::NOT_FOUND,
@@ -242,7 +268,6 @@ impl IntoResponse for ApiError {
 
 #[cfg(test)]
 mod tests {
-        | RequestError::TextTooLong { .. }
     use super::*;
 
     fn render(error: &ApiError) -> String {
@@ -263,6 +288,8 @@ mod tests {
             .into(),
             RequestError::InputTooLong { index: 3, num_tokens: 9, limit_name: "the context length", limit: 8 }.into(),
             RequestError::UnsupportedPooling { pooling: "rank".into() }.into(),
+            RequestError::TextTooLong { num_bytes: 4000, min_tokens: 40, limit_name: "the context length", limit: 8 }
+                .into(),
             RequestError::Invalid { param: "top_p", message: "top_p must be above 0".into() }.into(),
             RequestError::QueueFull { num_waiting: 256, retry_after_seconds: 3 }.into(),
             RequestError::QueueTimeout { waited_seconds: 300, retry_after_seconds: 4 }.into(),
@@ -288,14 +315,13 @@ mod tests {
         {"error":{"message":"`input[3]` has 9 tokens, but the context length is 8 tokens","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
         400 Bad Request
         {"error":{"message":"this model's embeddings are made by `rank` pooling, which is not supported; start with --pooling to use another one","type":"invalid_request_error","param":"model","code":null}}
+        {"error":{"message":"the prompt has 4000 bytes of text, which are at least 40 tokens, but the context length is 8 tokens","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}
         400 Bad Request
         {"error":{"message":"top_p must be above 0","type":"invalid_request_error","param":"top_p","code":null}}
         503 Service Unavailable Retry-After: 3
         {"error":{"message":"256 requests are waiting, which is the limit; try again in 3 s","type":"server_error","param":null,"code":"queue_full"}}
         503 Service Unavailable Retry-After: 4
         {"error":{"message":"the request waited 300 s for its turn, which is the limit; try again in 4 s","type":"server_error","param":null,"code":"queue_timeout"}}
-            RequestError::TextTooLong { num_bytes: 4000, min_tokens: 40, limit_name: "the context length", limit: 8 }
-                .into(),
         503 Service Unavailable Retry-After: 1
         {"error":{"message":"the server is shutting down","type":"server_error","param":null,"code":"shutting_down"}}
         400 Bad Request
@@ -318,8 +344,6 @@ mod tests {
         {"error":{"message":"the model is still loading; `GET /ready` tells when it can answer","type":"server_error","param":null,"code":"model_loading"}}
         500 Internal Server Error
         {"error":{"message":"internal error; the server's log has the details","type":"server_error","param":null,"code":null}}
-        {"error":{"message":"the prompt has 4000 bytes of text, which are at least 40 tokens, but the context length is 8 tokens","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}
-        400 Bad Request
         "#);
     }
 }

@@ -1,6 +1,9 @@
 //! What comes with a request, refused in our error shapes: bodies, read with a limit of bytes and time and parsed once;
 //! paths; queries.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,7 +12,10 @@ use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, header};
 use http_body_util::BodyExt;
-use serde::de::DeserializeOwned;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::app::AppState;
@@ -32,6 +38,9 @@ pub trait RequestBody: Sized {
     /// # Errors
     /// [`ApiError::Invalid`] with the path of the field.
     fn from_body(body: &Value) -> Result<Self, ApiError>;
+
+    /// What [`Self::from_body`] takes, for the API's document.
+    fn schema(generator: &mut SchemaGenerator) -> Schema;
 }
 
 impl<T: RequestBody> FromRequest<AppState> for Json<T> {
@@ -76,6 +85,48 @@ impl<T: DeserializeOwned> FromRequestParts<AppState> for Query<T> {
     }
 }
 
+/// A `T` with the names of its fields: serde would take a list of their values as well.
+#[derive(Debug, Clone)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(entries)).map(Object)
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Object<T> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
 /// Reads the fields of `T` out of `body`, naming the field that does not fit.
 pub fn fields<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
     fields_at("", body)
@@ -83,7 +134,13 @@ pub fn fields<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
 
 /// The same for a part of the body, which is at `path`.
 pub fn fields_at<T: DeserializeOwned>(path: &str, part: &Value) -> Result<T, ApiError> {
-    serde_path_to_error::deserialize(part).map_err(|error| {
+    let read = if part.is_array() {
+        serde_path_to_error::deserialize(part).map(|Object(fields)| fields)
+    } else {
+        // The type's own words for what was expected.
+        serde_path_to_error::deserialize(part)
+    };
+    read.map_err(|error| {
         let path = match (path, error.path().to_string().as_str()) {
             ("", ".") => None,
             (path, ".") => Some(path.to_owned()),

@@ -6,16 +6,19 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::app::AppState;
+use crate::openapi::{Operation, Tag};
 
 /// How far the process is. Written by the start and the end of [`crate::process::run`], read by handlers.
 #[derive(Debug, Default)]
 pub struct Readiness(AtomicU8);
 
 /// The stages, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// The model is being fetched or loaded, or upstreams are being connected.
     Loading,
@@ -48,21 +51,46 @@ impl Readiness {
 
 /// `GET /health`: 200 as long as the process can answer anything.
 pub async fn health() -> Response {
-    Json(json!({ "status": "ok" })).into_response()
+    Json(Alive { status: "ok" }).into_response()
+}
+
+/// What it does, for the API's document.
+pub(crate) fn describe_health() -> Operation {
+    Operation::new("getHealth", Tag::Operation, "Is the process alive?").answers::<Alive>()
+}
+
+/// The answer to `/health`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Alive {
+    #[schemars(extend("const" = "ok"))]
+    status: &'static str,
+}
+
+/// The answer to `/ready`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Ready {
+    status: Stage,
 }
 
 /// `GET /ready`: 200 if a model can answer (without a model: if the gateway can), otherwise 503.
 pub async fn ready(State(app): State<AppState>) -> Response {
-    let (status, word) = match app.readiness.stage() {
-        Stage::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
-        Stage::Ready => (StatusCode::OK, "ready"),
-        Stage::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    let stage = app.readiness.stage();
+    let status = match stage {
+        Stage::Loading | Stage::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        Stage::Ready => StatusCode::OK,
     };
-    let mut response = (status, Json(json!({ "status": word }))).into_response();
+    let mut response = (status, Json(Ready { status: stage })).into_response();
     if status != StatusCode::OK {
         response.headers_mut().insert(header::RETRY_AFTER, 1.into());
     }
     response
+}
+
+/// What it does, for the API's document.
+pub(crate) fn describe_ready() -> Operation {
+    Operation::new("getReady", Tag::Operation, "Can a model answer? Without a model: can the gateway?")
+        .answers::<Ready>()
+        .answers_with::<Ready>(503, "Not yet, or not any more.")
 }
 
 #[cfg(test)]

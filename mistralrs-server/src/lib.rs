@@ -1,7 +1,7 @@
 //! The process: reads configuration, builds engine and gateway, serves, drains.
 //!
 //! Reading order: [`cli`] and [`config`] are what people write, [`process`] the life of the process, [`app`] the route table,
-//! [`openai`] and [`anthropic`] the handlers. `http_mcp` is the MCP endpoint, `adapters` joins engine and gateway.
+//! [`openai`] and [`anthropic`] the handlers, [`openapi`] the document of what they do. `http_mcp` is the MCP endpoint, `adapters` joins engine and gateway.
 //!
 //! **Never** here: tensors, scheduling, the protocol of upstream servers.
 
@@ -25,6 +25,7 @@ pub mod listener;
 mod mcp_endpoint;
 pub mod metrics;
 pub mod openai;
+mod openapi;
 pub mod process;
 pub mod request_id;
 mod stalled_writes;

@@ -19,6 +19,7 @@ use prometheus::{Encoder, TextEncoder};
 
 use crate::access_log::{self, Answered, Arrival, Findings, Outcome};
 use crate::app::AppState;
+use crate::openapi::{Operation, Tag};
 
 /// Cardinality: 10 methods × the routes × the loaded models × the statuses the handlers have.
 const REQUEST_LABELS: &[&str] = &["method", "path", "model", "status"];
@@ -120,6 +121,11 @@ pub async fn scrape(State(app): State<AppState>) -> Response {
         tracing::error!(%error, "the metrics cannot be encoded");
     }
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()
+}
+
+/// What it does, for the API's document.
+pub(crate) fn describe_scrape() -> Operation {
+    Operation::new("getMetrics", Tag::Operation, "Metrics in Prometheus's text format.").answers_text("text/plain")
 }
 
 /// One request; counted when this is dropped, which is when its answer is sent or its client has left.

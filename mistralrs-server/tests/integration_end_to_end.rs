@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use futures::future::{join_all, try_join_all};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use support::process::{self, eventually};
 use support::random::Random;
@@ -331,6 +332,40 @@ async fn clients_that_leave_responses_and_messages_leave_nothing_behind() -> any
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off_and_leaves_nothing_behind() -> anyhow::Result<()> {
+    let config = "[server]\nwrite_timeout_secs = 1\n";
+    let server = Launch::tiny().file("--config", "mistralrs.toml", config).start().await?;
+    let http = server.http();
+    // A small window here and long events there, so that the kernel's buffers on both sides are full soon.
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(4096)?;
+    let mut connection = socket.connect(([127, 0, 0, 1], server.port()).into()).await?;
+    let body = json!({ "messages": [{ "role": "user", "content": "hi" }], "stream": true, "ignore_eos": true, "n": 32,
+        "max_tokens": 400, "logprobs": true, "top_logprobs": 20 })
+    .to_string();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json";
+    connection.write_all(format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await?;
+    let in_flight = [("path", "/v1/chat/completions")];
+    eventually(SETTLING, || async {
+        ensure!(http.scrape().await?.count("http_requests_in_flight", &in_flight)? == 1, "it has not arrived");
+        Ok(())
+    })
+    .await?;
+    eventually(SETTLING, || async {
+        ensure!(http.scrape().await?.count("http_requests_in_flight", &in_flight)? == 0, "it is still served");
+        Ok(())
+    })
+    .await?;
+    let left = server.log().lines().any(|line| line.contains("client_left") && line.contains("/v1/chat/completions"));
+    ensure!(left, "the log does not say so");
+    // The answer was not sent as a whole: its end is missing.
+    let mut rest = Vec::new();
+    let _ = connection.read_to_end(&mut rest).await;
+    ensure!(!String::from_utf8_lossy(&rest).contains("[DONE]"), "{} bytes were sent, to the end", rest.len());
+    check_nothing_is_held(&http).await
+}
+
+#[tokio::test]
 async fn streams_that_the_drain_cuts_off_end_with_an_error_in_their_own_shape() -> anyhow::Result<()> {
     let config = "[server]\ndrain_timeout_secs = 0\n";
     let mut server = Launch::model().file("--config", "mistralrs.toml", config).start().await?;
@@ -467,7 +502,7 @@ async fn bench_measures_a_model_in_its_own_process() -> anyhow::Result<()> {
 #[tokio::test]
 async fn bench_measures_a_server_over_http() -> anyhow::Result<()> {
     let server =
-        Launch::default().selector(["plain".as_ref(), "-m".as_ref(), tiny_llama().as_os_str()]).start().await?;
+        Launch::default().selector(["plain".as_ref(), "-m".as_ref(), tools::tiny_llama().as_os_str()]).start().await?;
     let url = ["--url".to_owned(), server.http().url("/v1"), "--model".to_owned(), "tiny-llama".to_owned()];
     let (status, report) = bench(&[&url[..2], &["--concurrency".to_owned(), "2".to_owned()]].concat()).await?;
     ensure!(status.success(), "{status}");
@@ -498,7 +533,7 @@ async fn bench(arguments: &[String]) -> anyhow::Result<(std::process::ExitStatus
         .to_vec();
     words.extend(["--prompt-tokens", "16", "--max-tokens", "4"].map(str::to_owned));
     if !arguments.iter().any(|argument| argument == "--url") {
-        words.extend(["-m".to_owned(), tiny_llama().display().to_string()]);
+        words.extend(["-m".to_owned(), tools::tiny_llama().display().to_string()]);
     }
     words.extend_from_slice(arguments);
     let (status, log) = Launch::default().selector(words).run_to_exit().await?;
@@ -515,10 +550,6 @@ fn check_bench_counts(run: &Value, prompt_tokens: u64) -> anyhow::Result<()> {
     ensure!(if prompt_tokens > 0 { found == 6 * prompt_tokens } else { found >= 6 * 16 }, "{run}");
     ensure!(run["wall_seconds"].as_f64() > Some(0.0) && run["served_rate"].as_f64() > Some(0.0), "{run}");
     Ok(())
-}
-
-fn tiny_llama() -> std::path::PathBuf {
-    tools::workspace().join("mistralrs-core/tests/fixtures/tiny-llama")
 }
 
 /// Eight requests of 1 to 64 prompt tokens, half greedy, half sampled with a seed.
@@ -612,7 +643,6 @@ mod metrics_page {
     use std::fs;
     use std::process::Stdio;
 
-    use tokio::io::AsyncWriteExt;
     use tokio::process::Command;
 
     use super::*;

@@ -2,11 +2,14 @@
 
 mod support;
 
+use std::time::Duration;
+
 use anyhow::ensure;
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use support::http;
+use support::process::eventually;
 use support::server::Shared;
 use support::{Launch, tools};
 
@@ -86,6 +89,87 @@ async fn what_one_key_leaves_behind_another_cannot_find() -> anyhow::Result<()> 
     let server = SHARED.get().await?;
     let base = server.http().url("/v1");
     tools::python(&python, "responses_client.py", &[&base, "another_key_sees_none_of_it", MAIN_KEY, OTHER_KEY]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_request_leaves_one_line_that_names_it_and_never_what_was_said() -> anyhow::Result<()> {
+    let launch = Launch::tiny().option("--api-key", MAIN_KEY).option("--log-format", "json");
+    // Ports are announced in the text that this format quotes.
+    let server = launch.start().await?;
+    let http = server.http().with_key(MAIN_KEY);
+    let request = json!({ "model": "default", "prompt": "an open secret", "max_tokens": 3 });
+    let own =
+        http.request(Method::POST, "/v1/completions?key=sk-query").header("x-request-id", "mine-1").json(&request);
+    let answer = http::read(own.send().await?).await?;
+    ensure!(answer.status == StatusCode::OK && answer.header("x-request-id") == "mine-1", "{answer:?}");
+    let bad = http.request(Method::GET, "/v1/models").header("x-request-id", "two words");
+    let bad = http::read(bad.send().await?).await?;
+    ensure!(bad.header("x-request-id").len() == 36, "{bad:?}");
+    let stranger = server.http().get("/v1/models/x").await?;
+    stranger.openai_error(401)?;
+    let mut stream = request.clone();
+    stream["stream"] = json!(true);
+    stream["max_tokens"] = json!(400);
+    stream["ignore_eos"] = json!(true);
+    drop(http.request(Method::POST, "/v1/completions").header("x-request-id", "gone-1").json(&stream).send().await?);
+
+    let lines = eventually(Duration::from_secs(10), || async {
+        let log = server.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines: Vec<Value> = lines.filter(|line| line["target"] == "access" && line["path"] != "/ready").collect();
+        ensure!(lines.len() >= 4, "{} lines:\n{log}", lines.len());
+        Ok(lines)
+    })
+    .await?;
+    ensure!(lines.len() == 4, "{lines:#?}");
+    let line = |id: &str| lines.iter().find(|line| line["request_id"] == id).cloned().unwrap_or_default();
+    let first = line("mine-1");
+    let told =
+        ["method", "path", "route", "status", "outcome", "model"].map(|name| first[name].as_str().unwrap_or_default());
+    ensure!(told == ["POST", "/v1/completions", "/v1/completions", "200", "sent", "tiny-llama"], "{first}");
+    ensure!(first["bytes"] == answer.body.len() && first["duration_ms"].as_f64() > Some(0.0), "{first}");
+    ensure!(first["remote"].as_str().is_some_and(|remote| remote.starts_with("127.0.0.1:")), "{first}");
+    ensure!(first["key"].as_str().is_some_and(|key| key.len() == 8), "{first}");
+    ensure!(line("gone-1")["outcome"] == "client_left", "{lines:#?}");
+    let refused = line(stranger.header("x-request-id"));
+    ensure!(
+        refused["status"] == "401" && refused["route"] == "/v1/models/{*id}" && refused["key"].is_null(),
+        "{refused}"
+    );
+    for secret in ["an open secret", MAIN_KEY, "sk-query"] {
+        ensure!(!server.log().contains(secret), "`{secret}` is in the log");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_preflight_of_an_allowed_page_passes_without_a_key_and_others_get_no_headers() -> anyhow::Result<()> {
+    let config = "[server.cors]\nallow_origins = [\"http://localhost:3000\"]\n";
+    let launch = Launch::tiny().file("--config", "mistralrs.toml", config).option("--api-key", MAIN_KEY);
+    let server = launch.start().await?;
+    let ask = |method: Method, path: &'static str, origin: &'static str| {
+        let request = server.http().request(method, path).header("origin", origin);
+        request.header("access-control-request-method", "POST").header("access-control-request-headers", "x-api-key")
+    };
+    for path in ["/v1/chat/completions", "/v1/messages"] {
+        let answer = http::read(ask(Method::OPTIONS, path, "http://localhost:3000").send().await?).await?;
+        ensure!(answer.status.is_success(), "{path}: {answer:?}");
+        ensure!(answer.header("access-control-allow-origin") == "http://localhost:3000", "{path}: {answer:?}");
+        ensure!(answer.header("access-control-allow-headers") == "x-api-key", "{path}: {answer:?}");
+        ensure!(!answer.header("x-request-id").is_empty(), "{path}: {answer:?}");
+        let evil = http::read(ask(Method::OPTIONS, path, "https://evil.example").send().await?).await?;
+        ensure!(evil.header("access-control-allow-origin").is_empty(), "{path}: {evil:?}");
+        // A page must be able to read why it was refused, in the API's own shape.
+        let refused = http::read(ask(Method::POST, path, "http://localhost:3000").send().await?).await?;
+        ensure!(refused.status == StatusCode::UNAUTHORIZED, "{path}: {refused:?}");
+        ensure!(refused.header("access-control-allow-origin") == "http://localhost:3000", "{path}: {refused:?}");
+    }
+    let closed = SHARED.get().await?;
+    let answer = closed.http().request(Method::OPTIONS, "/v1/models").header("origin", "http://localhost:3000");
+    let answer = http::read(answer.header("access-control-request-method", "GET").send().await?).await?;
+    ensure!(answer.status == StatusCode::METHOD_NOT_ALLOWED, "{answer:?}");
+    ensure!(answer.header("access-control-allow-origin").is_empty(), "{answer:?}");
     Ok(())
 }
 

@@ -304,6 +304,91 @@ async fn the_mcp_endpoint_survives_the_same() -> anyhow::Result<()> {
     server.assert_alive()
 }
 
+#[tokio::test]
+async fn whatever_is_sent_the_answer_is_one_that_the_document_describes() -> anyhow::Result<()> {
+    let python = require_tools!(Python);
+    // The tiny model and a short context: answers cost nothing, however long the fuzzer asks them to be.
+    let mut server = Launch::tiny().option("--max-model-len", "96").start().await?;
+    let http = server.http();
+    let report = server.directory().join("report.json").display().to_string();
+    tools::python(&python, "api_fuzzer.py", &[&http.url(""), &report]).await?;
+    server.assert_alive()?;
+    // Every operation was called, none left out.
+    let document = http.get("/api-doc/openapi.json").await?.ok()?;
+    let paths = document["paths"].as_object().context("no paths")?;
+    let scrape = http.scrape().await?;
+    for (path, operations) in paths {
+        for method in operations.as_object().context("no operations")?.keys() {
+            let pattern = path.replace("/v1/models/{id}", "/v1/models/{*id}");
+            let labels = [("method", method.to_uppercase()), ("path", pattern)];
+            let labels: Vec<(&str, &str)> = labels.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            ensure!(scrape.count("http_requests_total", &labels)? > 0, "{method} {path} was never called");
+        }
+    }
+    for name in ["mistralrs_sequences_running", "mistralrs_sequences_waiting"] {
+        eventually(Duration::from_secs(10), || async {
+            ensure!(http.scrape().await?.count(name, &[])? == 0, "{name}");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_prompt_that_cannot_fit_is_refused_by_its_size_before_it_is_tokenized() -> anyhow::Result<()> {
+    let config = "[server]\nmax_body_bytes = 12000000\n";
+    // Its tokenizer has a token for every byte; without those nothing is known before it has run.
+    let server = Launch::tiny().file("--config", "mistralrs.toml", config).start().await?;
+    let http = server.http();
+    let text = "x ".repeat(5 << 20);
+    let before = process::read(server.pid())?.cpu_ticks;
+    for (path, request) in [
+        ("/v1/completions", json!({ "model": "default", "prompt": text })),
+        ("/v1/chat/completions", json!({ "model": "default", "messages": [{ "role": "user", "content": text }] })),
+    ] {
+        let answer = http.post(path, &request).await?;
+        let message = answer.openai_error(400)?;
+        ensure!(answer.json()?["error"]["code"] == "context_length_exceeded", "{path}: {message}");
+        ensure!(message.contains("bytes of text") && message.contains("512 tokens"), "{path}: {message}");
+    }
+    // Tokenizing these takes seconds of processor time each.
+    let ticks = process::read(server.pid())?.cpu_ticks - before;
+    ensure!(ticks < 200, "{ticks} clock ticks for two refusals");
+    ensure!(http.get("/ready").await?.status == 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn labels_of_the_clients_own_are_taken_checked_and_told_back() -> anyhow::Result<()> {
+    let server = SHARED.get().await?;
+    let http = server.http();
+    let chat = json!({ "model": "default", "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
+    let text = json!({ "model": "default", "prompt": "hi", "max_tokens": 1 });
+    let response = json!({ "model": "default", "input": "hi", "max_output_tokens": 1 });
+    let with = |request: &Value, name: &str, value: &Value| {
+        let mut request = request.clone();
+        request[name] = value.clone();
+        request
+    };
+    for (path, request) in [("/v1/chat/completions", &chat), ("/v1/completions", &text), ("/v1/responses", &response)] {
+        for (name, value) in [("user", json!(7)), ("metadata", json!({ "a": 1 })), ("service_tier", json!("gold"))] {
+            let message = http.post(path, &with(request, name, &value)).await?.openai_error(400)?;
+            ensure!(message.contains(name), "{path}: {message}");
+        }
+        let labelled = with(&with(request, "user", &json!("ann")), "metadata", &json!({ "a": "b" }));
+        let answer = http.post(path, &with(&labelled, "service_tier", &json!("auto"))).await?.ok()?;
+        let told = if path == "/v1/completions" { Value::Null } else { json!("default") };
+        ensure!(answer["service_tier"] == told, "{path}: {answer}");
+        if path == "/v1/responses" {
+            ensure!(answer["metadata"] == json!({ "a": "b" }) && answer["user"] == "ann", "{answer}");
+        }
+    }
+    http.post("/v1/chat/completions", &with(&chat, "parallel_tool_calls", &json!(false))).await?.ok()?;
+    http.post("/v1/chat/completions", &with(&chat, "parallel_tool_calls", &json!("no"))).await?.openai_error(400)?;
+    Ok(())
+}
+
 /// After whatever came before: the process answers, holds nothing and has few files open.
 async fn check_serves(http: &Http) -> anyhow::Result<()> {
     let request = json!({ "model": "default", "prompt": "1, 2, 3,", "temperature": 0, "max_tokens": 4 });

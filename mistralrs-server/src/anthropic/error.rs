@@ -11,11 +11,12 @@ use axum::extract::{MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::error::ApiError;
-
 use crate::request_id::X_REQUEST_ID;
+
 /// Routes whose errors have this shape.
 const ROUTES: &str = "/v1/messages";
 /// Where Anthropic's clients look for it.
@@ -32,7 +33,8 @@ pub struct ErrorBody<'a> {
 }
 
 /// What went wrong.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AnthropicErrorObject")]
 pub(super) struct ErrorObject {
     r#type: &'static str,
     message: String,

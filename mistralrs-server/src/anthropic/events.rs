@@ -2,6 +2,7 @@
 
 use axum::response::sse::Event;
 use mistralrs_core::request::Usage;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::error::ErrorObject;
@@ -27,10 +28,13 @@ enum Block {
     Open,
 }
 
+/// What [`MessageEvent`] looks like to clients.
+pub(super) type EventSchema = MessageEvent<'static>;
+
 /// One event, as its data.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum MessageEvent<'a> {
+pub(super) enum MessageEvent<'a> {
     MessageStart { message: &'a Message },
     ContentBlockStart { index: usize, content_block: TextBlock },
     Ping,
@@ -41,9 +45,9 @@ enum MessageEvent<'a> {
     Error { error: ErrorObject },
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename = "text_delta")]
-struct TextDelta {
+pub(super) struct TextDelta {
     text: String,
 }
 

@@ -2,16 +2,19 @@
 
 use mistralrs_core::FinishReason;
 use mistralrs_core::request::Usage;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::openai::generation::Piece;
 use crate::openai::types::fresh_id;
 
 /// An answer, whole or as it begins.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Message {
     id: String,
+    #[schemars(extend("const" = "message"))]
     r#type: &'static str,
+    #[schemars(extend("const" = "assistant"))]
     role: &'static str,
     model: String,
     content: Vec<TextBlock>,
@@ -21,14 +24,15 @@ pub(super) struct Message {
 }
 
 /// The only kind of content.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct TextBlock {
+    #[schemars(extend("const" = "text"))]
     r#type: &'static str,
     text: String,
 }
 
 /// Why a message ended.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum StopReason {
     /// The model was done.
@@ -40,7 +44,7 @@ pub(super) enum StopReason {
 }
 
 /// How a message ended.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Ending {
     pub stop_reason: Option<StopReason>,
     pub stop_sequence: Option<String>,
@@ -48,7 +52,7 @@ pub(super) struct Ending {
 
 /// What a message used, in tokens. The prompt is the sum of the three that speak of input: Anthropic's way to count.
 #[expect(clippy::struct_field_names, reason = "names of the wire")]
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub(super) struct MessageUsage {
     /// Of the prompt, without those from the cache.
     input_tokens: usize,
@@ -127,7 +131,7 @@ impl Ending {
 }
 
 /// The answer to `/v1/messages/count_tokens`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct TokenCount {
     pub input_tokens: usize,
 }

@@ -3,8 +3,9 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use serde_json::json;
 
-use super::events::MessageEvents;
+use super::events::{EventSchema, MessageEvents};
 use super::message::{Message, TokenCount};
 use super::request::{CountTokensRequest, MessageRequest};
 use crate::app::AppState;
@@ -12,6 +13,7 @@ use crate::error::ApiError;
 use crate::extract;
 use crate::openai::generation::Generation;
 use crate::openai::sse;
+use crate::openapi::{Operation, Tag};
 
 /// Continues a conversation.
 pub async fn create_message(
@@ -28,6 +30,17 @@ pub async fn create_message(
     collect(generation, message).await
 }
 
+/// What it does, for the API's document.
+pub(crate) fn describe_create_message() -> Operation {
+    Operation::new("createMessage", Tag::Anthropic, "Continues a conversation.")
+        .body::<MessageRequest>(json!({
+            "model": "default", "max_tokens": 32, "messages": [{ "role": "user", "content": "Hello" }],
+        }))
+        .answers::<Message>()
+        .streams::<EventSchema>("events by the names of their types, from `message_start` to `message_stop` or `error`")
+        .generates()
+}
+
 /// Tokens that the same conversation would have as a prompt.
 pub async fn count_tokens(
     State(app): State<AppState>,
@@ -36,6 +49,16 @@ pub async fn count_tokens(
     let model = app.route(request.model.as_deref())?;
     let token_ids = model.tokenize_chat(request.to_prompt()?).await?;
     Ok(Json(TokenCount { input_tokens: token_ids.len() }).into_response())
+}
+
+/// What it does, for the API's document.
+pub(crate) fn describe_count_tokens() -> Operation {
+    Operation::new("countMessageTokens", Tag::Anthropic, "Tokens that a conversation has as a prompt.")
+        .body::<CountTokensRequest>(json!({
+            "model": "default", "messages": [{ "role": "user", "content": "Hello" }],
+        }))
+        .answers::<TokenCount>()
+        .needs_model()
 }
 
 pub(super) async fn collect(mut generation: Generation, mut message: Message) -> Result<Response, ApiError> {

@@ -11,5 +11,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use error::ErrorBody;
 pub use error::{REQUEST_ID, render_errors};
 pub use messages::{count_tokens, create_message};
+pub(crate) use messages::{describe_count_tokens, describe_create_message};

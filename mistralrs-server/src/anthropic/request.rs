@@ -2,13 +2,15 @@
 
 use mistralrs_core::request::ChatPrompt;
 use mistralrs_core::{GenerateRequest, Prompt, StopConditions};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
-use crate::extract::{RequestBody, fields, fields_at};
+use crate::extract::{Object, RequestBody, fields, fields_at};
 use crate::openai::messages::{self, MAX_MESSAGES};
-use crate::openai::options::{GenerateOptions, check_stop_strings, refuse};
+use crate::openai::options::{GenerateOptions, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, check_stop_strings, refuse};
+use crate::openapi::merged;
 
 /// Fields that would change the answer and that this version does not serve.
 const REFUSED: &[(&str, &str)] = &[
@@ -37,43 +39,75 @@ pub struct CountTokensRequest {
 }
 
 /// What both are about.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct Conversation {
-    messages: Vec<MessageFields>,
+    /// The conversation, oldest first; the last message is the user's.
+    #[schemars(length(min = 1, max = MAX_MESSAGES))]
+    messages: Vec<Object<MessageFields>>,
+    /// What comes before the conversation.
     system: Option<Content>,
+    /// Refused for now, unless `tool_choice` is of type `none`.
     tools: Option<Vec<Value>>,
-    tool_choice: Option<ChoiceFields>,
-    thinking: Option<ThinkingFields>,
+    /// See `tools`.
+    tool_choice: Option<Object<ChoiceFields>>,
+    /// Only `disabled` for now.
+    thinking: Option<Object<ThinkingFields>>,
+    /// For templates that know it.
     enable_thinking: Option<bool>,
+    /// Variables of the model's chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-/// What only an answer needs.
-#[derive(Debug, Deserialize)]
-struct AnswerFields {
-    max_tokens: usize,
-    stop_sequences: Option<Vec<String>>,
-    #[expect(dead_code, reason = "its shape is checked; it is a label for Anthropic's own use, without effect")]
-    metadata: Option<MetadataFields>,
+/// What counting needs besides.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct CountOptions {
+    /// A name of `GET /v1/models`, or `default`.
+    model: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+/// What only an answer needs.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct AnswerFields {
+    /// Tokens of the answer at most.
+    #[schemars(range(min = 1))]
+    max_tokens: usize,
+    /// Texts that end the answer, themselves left out.
+    #[schemars(length(max = MAX_STOP_STRINGS), inner(length(min = 1, max = MAX_STOP_STRING_BYTES)))]
+    stop_sequences: Option<Vec<String>>,
+    #[expect(dead_code, reason = "its shape is checked; it is a label for Anthropic's own use, without effect")]
+    metadata: Option<Object<MetadataFields>>,
+    #[expect(dead_code, reason = "its values are checked; there is one tier")]
+    service_tier: Option<ServiceTier>,
+}
+
+/// The tiers that can be asked for.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "AnthropicServiceTier")]
+enum ServiceTier {
+    Auto,
+    StandardOnly,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
+#[schemars(rename = "AnthropicMetadata")]
 struct MetadataFields {
     #[expect(dead_code, reason = "see `metadata`")]
     user_id: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an object with `role` and `content`")]
+#[schemars(rename = "MessageParam")]
 struct MessageFields {
     role: Role,
     content: Content,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum Role {
     System,
@@ -81,30 +115,36 @@ enum Role {
     Assistant,
 }
 
-/// A text, or blocks; each block is checked by [`Content::text`].
-#[derive(Debug, Deserialize)]
+/// A text, or blocks; each is checked for itself, so that an error names its place.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or a list of text blocks")]
 enum Content {
     Text(String),
-    Blocks(Vec<Value>),
+    Blocks(#[schemars(with = "Vec<BlockFields>")] Vec<Value>),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an object with `type` and `text`")]
+#[schemars(rename = "TextBlockParam")]
 struct BlockFields {
+    #[schemars(extend("const" = "text"))]
     r#type: String,
+    #[schemars(required)]
     text: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an object with `type`")]
+#[schemars(rename = "ToolChoice")]
 struct ChoiceFields {
     r#type: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an object with `type`")]
+#[schemars(rename = "Thinking")]
 struct ThinkingFields {
+    #[schemars(extend("const" = "disabled"))]
     r#type: String,
 }
 
@@ -131,12 +171,22 @@ impl RequestBody for MessageRequest {
         check_stop_strings("stop_sequences", &request.stop_sequences)?;
         Ok(request)
     }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        let parts = [AnswerFields::json_schema, Conversation::json_schema, GenerateOptions::json_schema];
+        merged(parts.map(|part| part(generator)), REFUSED)
+    }
 }
 
 impl RequestBody for CountTokensRequest {
     fn from_body(body: &Value) -> Result<Self, ApiError> {
-        let GenerateOptions { model, .. } = fields(body)?;
+        let CountOptions { model } = fields(body)?;
         Ok(Self { model, conversation: Conversation::from_body(body)? })
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        let parts = [Conversation::json_schema, CountOptions::json_schema];
+        merged(parts.map(|part| part(generator)), REFUSED)
     }
 }
 
@@ -180,14 +230,15 @@ impl Conversation {
     /// Refuses what would change the answer and cannot be honoured yet.
     fn check(&self) -> Result<(), ApiError> {
         let has_tools = self.tools.as_ref().is_some_and(|tools| !tools.is_empty());
-        let may_call = self.tool_choice.as_ref().is_none_or(|choice| choice.r#type != "none");
+        let may_call = self.tool_choice.as_ref().is_none_or(|choice| choice.0.r#type != "none");
         if has_tools && may_call {
             return Err(ApiError::invalid(
                 "tools",
                 "`tools`: tool use is not supported yet; leave `tools` out or set `tool_choice` to {\"type\": \"none\"}",
             ));
         }
-        if let Some(ThinkingFields { r#type }) = self.thinking.as_ref().filter(|thinking| thinking.r#type != "disabled")
+        if let Some(Object(ThinkingFields { r#type })) =
+            self.thinking.as_ref().filter(|thinking| thinking.0.r#type != "disabled")
         {
             let message = format!("`thinking`: `{type}` is not supported yet; leave it out or disable it");
             return Err(ApiError::invalid("thinking", message));
@@ -196,7 +247,7 @@ impl Conversation {
             let message = format!("`messages` has {} messages; expected 1 to {MAX_MESSAGES}", self.messages.len());
             return Err(ApiError::invalid("messages", message));
         }
-        if self.messages.last().is_some_and(|message| message.role == Role::Assistant) {
+        if self.messages.last().is_some_and(|message| message.0.role == Role::Assistant) {
             return Err(ApiError::invalid(
                 "messages",
                 "`messages`: the last one must be the user's; continuing a message of the assistant is not supported yet",
@@ -210,7 +261,7 @@ impl Conversation {
         if let Some(system) = &self.system {
             turns.push(ChatMessage { role: Role::System, content: system.text("system")? });
         }
-        for (index, message) in self.messages.iter().enumerate() {
+        for (index, Object(message)) in self.messages.iter().enumerate() {
             let content = message.content.text(&format!("messages[{index}].content"))?;
             match turns.last_mut() {
                 // Neighbours of one role are one turn: Anthropic's rule, and templates want roles to alternate.

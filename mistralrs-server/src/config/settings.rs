@@ -223,7 +223,7 @@ impl Configuration {
         tracing_subscriber::EnvFilter::try_new(&section.log)
             .map_err(|error| ConfigError::Invalid(format!("--log `{}` is not a log filter: {error}", section.log)))?;
         let metrics_endpoint = &self.file.prometheus_locks.metrics_endpoint;
-        if !is_plain_path(metrics_endpoint) || crate::app::TAKEN_PATHS.contains(&metrics_endpoint.as_str()) {
+        if !is_plain_path(metrics_endpoint) || crate::app::is_taken(metrics_endpoint) {
             return Err(ConfigError::Invalid(format!(
                 "`prometheus_locks.metrics_endpoint` is `{metrics_endpoint}`, but must be an unused path such as `/metrics`"
             )));

@@ -4,18 +4,21 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use mistralrs_core::request::{ChatPrompt, TokenLogprob};
 use mistralrs_core::{FinishReason, GenerateRequest, Prompt};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::generation::{Generation, Piece};
+use super::labels::Labels;
 use super::logprobs::ChatLogprobs;
 use super::messages;
 use super::options::{GenerateOptions, MAX_TOP_LOGPROBS};
 use super::sse::{self, Chunks};
-use super::types::{AnswerId, UsageField};
+use super::types::{AnswerId, AnswerObject, UsageField};
 use crate::app::AppState;
 use crate::error::ApiError;
-use crate::extract::{Json, RequestBody, fields};
+use crate::extract::{Json, Object, RequestBody, fields};
+use crate::openapi::{Operation, Tag, merged};
 
 /// Continues a conversation.
 pub async fn chat_completions(
@@ -24,7 +27,7 @@ pub async fn chat_completions(
 ) -> Result<Response, ApiError> {
     let deadline = app.deadline();
     let model = app.route(request.options.model.as_deref())?;
-    let answer = AnswerId::new("chatcmpl", &model.info().id);
+    let answer = request.answer_id(&model.info().id);
     let generation = Generation::start(&model, vec![request.to_generate()?], deadline).await?;
     if request.options.wants_stream() {
         return Ok(sse::stream(
@@ -36,28 +39,54 @@ pub async fn chat_completions(
     collect(generation, &answer, request.wants_logprobs()).await
 }
 
+/// What it does, for the API's document.
+pub(crate) fn describe_chat_completions() -> Operation {
+    Operation::new("createChatCompletion", Tag::OpenAi, "Continues a conversation.")
+        .body::<ChatCompletionRequest>(json!({
+            "model": "default", "messages": [{ "role": "user", "content": "Hello" }], "max_tokens": 32,
+        }))
+        .answers::<AnswerObject<ChatChoice>>()
+        .streams::<AnswerObject<ChatChunkChoice>>("chunks, then `[DONE]`; a failure is an error object before it")
+        .generates()
+}
+
 /// The body, checked as far as it can be without a model.
 pub struct ChatCompletionRequest {
     options: GenerateOptions,
+    labels: Labels,
     chat: ChatFields,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct ChatFields {
+    /// The conversation, oldest first.
+    #[schemars(with = "Vec<messages::ChatMessage>", length(min = 1, max = messages::MAX_MESSAGES))]
     messages: Vec<Value>,
+    /// Whether tokens come with their log-probabilities.
     logprobs: Option<bool>,
+    /// With `logprobs`: the likeliest tokens at each position.
+    #[schemars(range(max = MAX_TOP_LOGPROBS))]
     top_logprobs: Option<usize>,
+    /// Refused for now, unless `tool_choice` is `none`.
     tools: Option<Vec<Value>>,
+    /// See `tools`.
     tool_choice: Option<Value>,
-    response_format: Option<ResponseFormat>,
+    /// Whether the model may call several tools at once; it calls none for now.
+    #[expect(dead_code, reason = "its type is checked; it has an effect once tools can be called")]
+    parallel_tool_calls: Option<bool>,
+    /// Only `text` for now.
+    response_format: Option<Object<ResponseFormat>>,
+    /// For templates that know it.
     enable_thinking: Option<bool>,
+    /// Variables of the model's chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct ResponseFormat {
+    #[schemars(extend("const" = "text"))]
     r#type: String,
 }
 
@@ -70,10 +99,16 @@ pub(super) enum Logprobs {
 
 impl RequestBody for ChatCompletionRequest {
     fn from_body(body: &Value) -> Result<Self, ApiError> {
-        let request = Self { options: fields(body)?, chat: fields(body)? };
+        let request = Self { options: fields(body)?, labels: fields(body)?, chat: fields(body)? };
         request.options.check(&request.chat.rest)?;
+        request.labels.check()?;
         request.chat.check()?;
         Ok(request)
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        let parts = [ChatFields::json_schema, GenerateOptions::json_schema, Labels::json_schema];
+        merged(parts.map(|part| part(generator)), &[])
     }
 }
 
@@ -89,7 +124,7 @@ impl ChatFields {
             ));
         }
         match &self.response_format {
-            Some(format) if format.r#type != "text" => Err(ApiError::invalid(
+            Some(Object(format)) if format.r#type != "text" => Err(ApiError::invalid(
                 "response_format",
                 format!("`response_format`: `{}` is not supported yet; only `text` is", format.r#type),
             )),
@@ -134,13 +169,18 @@ impl ChatCompletionRequest {
         })
     }
 
+    fn answer_id(&self, model: &str) -> AnswerId {
+        AnswerId { service_tier: self.labels.served_tier(), ..AnswerId::new("chatcmpl", model) }
+    }
+
     fn wants_logprobs(&self) -> Logprobs {
         if self.chat.logprobs == Some(true) { Logprobs::Include } else { Logprobs::Omit }
     }
 }
 
 /// One choice of a whole answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ChatCompletion")]
 struct ChatChoice {
     index: usize,
     message: Message,
@@ -148,7 +188,8 @@ struct ChatChoice {
     finish_reason: Option<&'static str>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AssistantMessage")]
 struct Message {
     role: &'static str,
     content: String,
@@ -194,9 +235,12 @@ pub(super) struct ChatChunks {
     begun: Vec<usize>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ChatCompletionChunk")]
 struct ChatChunkChoice {
     index: usize,
+    /// `role` and `content`, where they are new.
+    #[schemars(with = "Map<String, Value>")]
     delta: Value,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,

@@ -5,18 +5,21 @@ use axum::response::{IntoResponse, Response};
 use mistralrs_core::model::MAX_CHOICES;
 use mistralrs_core::request::TokenLogprob;
 use mistralrs_core::{GenerateRequest, Model, Prompt};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::generation::{Generation, Piece};
+use super::labels::Labels;
 use super::logprobs::TextLogprobs;
 use super::options::{GenerateOptions, MAX_TOP_LOGPROBS};
 use super::ranking::{Likelihood, keep_likeliest};
 use super::sse::{self, Chunks};
-use super::types::{AnswerId, UsageField};
+use super::types::{AnswerId, AnswerObject, UsageField};
 use crate::app::AppState;
 use crate::error::ApiError;
 use crate::extract::{Json, RequestBody, fields};
+use crate::openapi::{Operation, Tag, merged};
 
 /// Tokens generated where the request names no number: OpenAI's default for this endpoint.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -38,24 +41,38 @@ pub async fn completions(
     answer.collect(generation, request.choices()?).await
 }
 
+/// What it does, for the API's document.
+pub(crate) fn describe_completions() -> Operation {
+    Operation::new("createCompletion", Tag::OpenAi, "Continues texts.")
+        .body::<CompletionRequest>(json!({ "model": "default", "prompt": "Once upon a time", "max_tokens": 32 }))
+        .answers::<AnswerObject<TextChoice>>()
+        .streams::<AnswerObject<TextChoice>>("chunks, then `[DONE]`; a failure is an error object before it")
+        .generates()
+}
+
 /// The body, checked as far as it can be without a model.
 pub struct CompletionRequest {
     options: GenerateOptions,
     text: TextFields,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct TextFields {
     prompt: Prompts,
+    /// Whether answers begin with their prompt.
     echo: Option<bool>,
+    /// The likeliest tokens at each position; 0: only those that were drawn.
+    #[schemars(range(max = MAX_TOP_LOGPROBS))]
     logprobs: Option<usize>,
+    /// Answers generated per prompt, of which the `n` likeliest are sent.
+    #[schemars(range(min = 1, max = MAX_CHOICES))]
     best_of: Option<usize>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
 /// One prompt or several, as text or as tokens.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(
     untagged,
     expecting = "expected a string, a list of strings, a list of token ids, or a list of lists of token ids"
@@ -81,10 +98,16 @@ impl Prompts {
 impl RequestBody for CompletionRequest {
     fn from_body(body: &Value) -> Result<Self, ApiError> {
         let request = Self { options: fields(body)?, text: fields(body)? };
+        fields::<Labels>(body)?.check()?;
         request.options.check(&request.text.rest)?;
         request.text.check()?;
         request.choices()?;
         Ok(request)
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        let parts = [TextFields::json_schema, GenerateOptions::json_schema, Labels::json_schema];
+        merged(parts.map(|part| part(generator)), &[])
     }
 }
 
@@ -189,7 +212,8 @@ pub(super) struct TextAnswer {
 }
 
 /// One choice, of a chunk or of a whole answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Completion")]
 struct TextChoice {
     index: usize,
     text: String,

@@ -5,15 +5,19 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, header};
+use mistralrs_core::request::MAX_CACHE_SALT_BYTES;
 use mistralrs_core::{EmbedError, EmbedRequest, Embeddings, Model, Priority};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::completions::Prompts;
+use super::labels::Labels;
 use super::options::refuse;
 use crate::app::{AppState, Deadline};
 use crate::error::ApiError;
 use crate::extract::{Json, RequestBody, fields};
+use crate::openapi::{Operation, Tag, merged};
 
 /// Fields of other servers that would change the answer.
 const REFUSED: &[(&str, &str)] =
@@ -32,6 +36,14 @@ pub async fn embeddings(
     let body = tokio::task::spawn_blocking(move || render(embeddings, &model.info().id, encoding));
     let body = body.await.map_err(|_panic| ApiError::Panic)?;
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response())
+}
+
+/// What it does, for the API's document.
+pub(crate) fn describe_embeddings() -> Operation {
+    Operation::new("createEmbedding", Tag::OpenAi, "One vector for each text.")
+        .body::<EmbeddingRequest>(json!({ "model": "default", "input": ["Hello world", "Goodbye"] }))
+        .answers::<EmbeddingList>()
+        .generates()
 }
 
 async fn embed(model: &Model, request: EmbedRequest, deadline: Option<Deadline>) -> Result<Embeddings, ApiError> {
@@ -54,21 +66,28 @@ pub struct EmbeddingRequest {
     priority: Priority,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct EmbeddingFields {
+    /// A name of `GET /v1/models`, or `default`.
     model: Option<String>,
+    /// One text or up to 2048.
     input: Prompts,
     encoding_format: Option<Encoding>,
+    /// The first so many numbers of each vector, made a vector of length 1 again. All by default.
+    #[schemars(range(min = 1))]
     dimensions: Option<usize>,
+    /// Smaller numbers are served first.
+    #[schemars(range(min = Priority::MIN, max = Priority::MAX))]
     priority: Option<i64>,
+    /// Keeps the texts' cached blocks apart from those of requests with another salt.
+    #[schemars(length(min = 1, max = MAX_CACHE_SALT_BYTES))]
     cache_salt: Option<String>,
-    /// `user` among them, which has no effect.
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
 /// How a vector is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Encoding {
     /// A list of numbers.
@@ -80,10 +99,15 @@ enum Encoding {
 
 impl RequestBody for EmbeddingRequest {
     fn from_body(body: &Value) -> Result<Self, ApiError> {
-        let fields: EmbeddingFields = fields(body)?;
-        refuse(&fields.rest, REFUSED)?;
-        let priority = Priority::new(fields.priority.unwrap_or_default())?;
-        Ok(Self { fields, priority })
+        let request: EmbeddingFields = fields(body)?;
+        fields::<Labels>(body)?.check()?;
+        refuse(&request.rest, REFUSED)?;
+        let priority = Priority::new(request.priority.unwrap_or_default())?;
+        Ok(Self { fields: request, priority })
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        merged([EmbeddingFields::json_schema, Labels::json_schema].map(|part| part(generator)), REFUSED)
     }
 }
 
@@ -98,7 +122,7 @@ impl EmbeddingRequest {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct EmbeddingList<'a> {
     object: &'static str,
     data: Vec<EmbeddingObject>,
@@ -106,21 +130,21 @@ struct EmbeddingList<'a> {
     usage: EmbeddingUsage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct EmbeddingObject {
     object: &'static str,
     index: usize,
     embedding: EncodedVector,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
 enum EncodedVector {
     Float(Vec<f32>),
     Base64(String),
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct EmbeddingUsage {
     prompt_tokens: usize,
     total_tokens: usize,
@@ -158,7 +182,6 @@ fn render(embeddings: Embeddings, model: &str, encoding: Encoding) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use mistralrs_core::Prompt;
-    use serde_json::json;
 
     use super::*;
 

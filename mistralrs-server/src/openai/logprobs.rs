@@ -1,26 +1,29 @@
 //! Log-probabilities in the two shapes that OpenAI has for them.
 
+use std::collections::BTreeMap;
+
 use mistralrs_core::request::TokenLogprob;
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 /// JSON has no infinity: a token that cannot be drawn has this log-probability, as in vLLM.
 const IMPOSSIBLE: f32 = -9999.0;
 
 /// The chat endpoint's: `{"content": [{token, logprob, bytes, top_logprobs}]}`.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub(super) struct ChatLogprobs {
     content: Vec<ChatLogprob>,
 }
 
 /// A token with its alternatives, as chat completions and responses have it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(super) struct ChatLogprob {
     #[serde(flatten)]
     token: ChatToken,
     top_logprobs: Vec<ChatToken>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 struct ChatToken {
     token: String,
     logprob: f32,
@@ -47,10 +50,11 @@ impl From<&TokenLogprob> for ChatToken {
 }
 
 /// The text endpoint's: four lists of one length.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub(super) struct TextLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<f32>,
+    #[schemars(with = "Vec<BTreeMap<String, f32>>")]
     top_logprobs: Vec<TopLogprobs>,
     text_offset: Vec<usize>,
 }

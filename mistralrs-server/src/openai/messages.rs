@@ -2,12 +2,41 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 
 /// Messages of one conversation; more is a mistake of the client, and costs the template time.
 pub(crate) const MAX_MESSAGES: usize = 10_000;
+
+/// A message of a conversation. The model's chat template gets all its other keys too.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ChatMessage {
+    /// `system`, `developer`, `user`, `assistant`, or another role that the model's template knows.
+    role: String,
+    /// A text, or its parts; it may be absent where there are `tool_calls`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<ChatContent>,
+}
+
+/// A text, or its parts.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "it describes what `check` reads by hand")]
+enum ChatContent {
+    Text(String),
+    Parts(Vec<ChatPart>),
+}
+
+/// A part of a text; parts become lines of one.
+#[derive(Serialize, JsonSchema)]
+struct ChatPart {
+    #[schemars(extend("const" = "text"))]
+    r#type: String,
+    text: String,
+}
 
 /// Checks `messages` and flattens their content to plain text, in OpenAI's order and with all other keys kept.
 ///

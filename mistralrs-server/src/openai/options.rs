@@ -3,19 +3,22 @@
 use std::collections::BTreeMap;
 
 use mistralrs_core::model::MAX_CHOICES;
+use mistralrs_core::request::MAX_CACHE_SALT_BYTES;
+use mistralrs_core::sampling::{MAX_DRY_BREAKER_BYTES, MAX_DRY_BREAKERS, MAX_DRY_WINDOW};
 use mistralrs_core::{Priority, SamplingParams, StopConditions};
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
-use super::sampling_options::look_back;
+use super::sampling_options::{MAX_DRY_FACTOR, look_back};
 use crate::error::ApiError;
+use crate::extract::Object;
 
 /// Stop strings of one request: each is looked for in every piece of text.
-const MAX_STOP_STRINGS: usize = 16;
+pub(crate) const MAX_STOP_STRINGS: usize = 16;
 
 /// Bytes of one stop string: that much text may have to be held back.
-const MAX_STOP_STRING_BYTES: usize = 1024;
+pub(crate) const MAX_STOP_STRING_BYTES: usize = 1024;
 
 /// Stop tokens of one request.
 const MAX_STOP_TOKEN_IDS: usize = 256;
@@ -26,56 +29,107 @@ pub(super) const MAX_TOP_LOGPROBS: usize = 20;
 /// Entries of a logit bias; OpenAI's limit.
 const MAX_LOGIT_BIAS: usize = 1024;
 
-/// What both endpoints take.
-#[derive(Debug, Default, Deserialize)]
+/// What both endpoints take. Limits stand here as clients read them in the API's document; the methods below hold to them.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct GenerateOptions {
+    /// A name of `GET /v1/models`, or `default`.
     pub model: Option<String>,
+    /// Whether the answer comes as server-sent events.
     pub stream: Option<bool>,
-    pub stream_options: Option<StreamOptions>,
+    /// For streams only.
+    pub stream_options: Option<Object<StreamOptions>>,
+    /// Answers per prompt.
+    #[schemars(range(min = 1, max = MAX_CHOICES))]
     pub n: Option<usize>,
+    /// Tokens of an answer at most.
+    #[schemars(range(min = 1))]
     pub max_tokens: Option<usize>,
+    /// The newer name of `max_tokens`; it wins where both are given.
+    #[schemars(range(min = 1))]
     pub max_completion_tokens: Option<usize>,
+    /// Tokens before the answer may end.
     pub min_tokens: Option<usize>,
+    /// 0: always the likeliest token.
+    #[schemars(range(min = 0.0))]
     pub temperature: Option<f32>,
+    /// The likeliest tokens whose probabilities add up to this.
+    #[schemars(extend("exclusiveMinimum" = 0), range(max = 1.0))]
     pub top_p: Option<f32>,
+    /// That many of the likeliest tokens; 0 and -1: all.
+    #[schemars(range(min = -1))]
     pub top_k: Option<i64>,
+    /// Tokens at least this likely, relative to the likeliest.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub min_p: Option<f32>,
+    /// Tokens within that many standard deviations of the best logit; 0 and less: off.
     pub top_n_sigma: Option<f32>,
+    /// Tokens of about the expected surprise, whose probabilities add up to this.
+    #[schemars(extend("exclusiveMinimum" = 0), range(max = 1.0))]
     pub typical_p: Option<f32>,
+    /// How often all but the least likely of the tokens above `xtc_threshold` are left out.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub xtc_probability: Option<f32>,
+    /// See `xtc_probability`.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub xtc_threshold: Option<f32>,
+    /// Divides the logits of tokens that are there already; 1: off.
     #[serde(alias = "repeat_penalty")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub repetition_penalty: Option<f32>,
+    /// Tokens that `repetition_penalty` looks back; -1: all.
+    #[schemars(range(min = -1))]
     pub repeat_last_n: Option<i64>,
+    /// Taken off a token's logit for each time it is there.
+    #[schemars(range(min = -2.0, max = 2.0))]
     pub frequency_penalty: Option<f32>,
+    /// Taken off the logit of a token that is there.
+    #[schemars(range(min = -2.0, max = 2.0))]
     pub presence_penalty: Option<f32>,
+    /// How strongly DRY keeps sequences from being repeated; 0: off.
+    #[schemars(range(min = 0.0, max = MAX_DRY_FACTOR))]
     pub dry_multiplier: Option<f32>,
+    /// By how much DRY grows with each repeated token.
+    #[schemars(range(min = 1.0, max = MAX_DRY_FACTOR))]
     pub dry_base: Option<f32>,
+    /// Repeated tokens that DRY lets pass.
+    #[schemars(range(min = 1, max = MAX_DRY_WINDOW))]
     pub dry_allowed_length: Option<usize>,
+    /// Tokens that DRY looks back; 0: off; -1: its own limit.
+    #[schemars(range(min = -1, max = MAX_DRY_WINDOW))]
     pub dry_penalty_last_n: Option<i64>,
+    /// Strings that no repetition reaches across.
+    #[schemars(length(max = MAX_DRY_BREAKERS), inner(length(min = 1, max = MAX_DRY_BREAKER_BYTES)))]
     pub dry_sequence_breakers: Option<Vec<String>>,
+    /// Token ids with what is added to their logits, -100 to 100.
+    #[schemars(extend("maxProperties" = MAX_LOGIT_BIAS))]
     pub logit_bias: Option<BTreeMap<String, f32>>,
+    /// The same seed, the same answer.
     pub seed: Option<Seed>,
+    /// Texts that end the answer, themselves left out.
     pub stop: Option<Stop>,
+    /// Tokens that end the answer.
+    #[schemars(length(max = MAX_STOP_TOKEN_IDS))]
     pub stop_token_ids: Option<Vec<u32>>,
+    /// Goes on where the model would end.
     pub ignore_eos: Option<bool>,
+    /// Smaller numbers are served first.
+    #[schemars(range(min = Priority::MIN, max = Priority::MAX))]
     pub priority: Option<i64>,
+    /// Keeps the prompt's cached blocks apart from those of requests with another salt.
+    #[schemars(length(min = 1, max = MAX_CACHE_SALT_BYTES))]
     pub cache_salt: Option<String>,
-    /// Stored answers are OpenAI's product; `false` is what this server does anyway.
+    /// Whether the answer is kept; chat and text completions never are.
     pub store: Option<bool>,
-    /// Labels for OpenAI's own dashboards: taken, and without effect.
-    user: IgnoredAny,
-    metadata: IgnoredAny,
-    service_tier: IgnoredAny,
     /// Everything else in the body.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
 }
 
 /// What a stream carries besides text.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 pub(crate) struct StreamOptions {
+    /// Whether the last chunk tells what was used.
     #[serde(default)]
     pub include_usage: Option<bool>,
 }
@@ -88,7 +142,7 @@ pub(crate) enum UsageReport {
 }
 
 /// A whole number; negative ones count as well.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a whole number of at most 64 bits")]
 pub(crate) enum Seed {
     Unsigned(u64),
@@ -96,15 +150,15 @@ pub(crate) enum Seed {
 }
 
 /// One stop string or several.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or a list of strings")]
 pub(crate) enum Stop {
-    One(String),
-    Many(Vec<String>),
+    One(#[schemars(length(min = 1, max = MAX_STOP_STRING_BYTES))] String),
+    Many(#[schemars(length(max = MAX_STOP_STRINGS), inner(length(min = 1, max = MAX_STOP_STRING_BYTES)))] Vec<String>),
 }
 
 /// Fields that would change the answer and that this version does not serve. Taking them in silence would be a lie.
-const REFUSED: &[(&str, &str)] = &[
+pub(crate) const REFUSED: &[(&str, &str)] = &[
     ("grammar", "grammars are not supported yet"),
     ("guided_json", "constrained decoding is not supported yet"),
     ("guided_regex", "constrained decoding is not supported yet"),
@@ -159,7 +213,7 @@ impl GenerateOptions {
     }
 
     pub fn usage_report(&self) -> UsageReport {
-        match self.stream_options.as_ref().and_then(|options| options.include_usage) {
+        match self.stream_options.as_ref().and_then(|options| options.0.include_usage) {
             Some(true) => UsageReport::Include,
             _ => UsageReport::Omit,
         }

@@ -7,7 +7,7 @@ use super::options::{GenerateOptions, in_range};
 use crate::error::ApiError;
 
 /// Factors of DRY beyond which a repetition is as good as banned.
-const MAX_DRY_FACTOR: f32 = 100.0;
+pub(super) const MAX_DRY_FACTOR: f32 = 100.0;
 
 impl GenerateOptions {
     /// At most `max_tokens`, where the request says how many these are; else the model's limits decide.

@@ -30,7 +30,7 @@ fn token(text: &str, logprob: f32, top: Vec<TokenLogprob>) -> TokenLogprob {
 const USAGE: Usage = Usage { num_prompt_tokens: 5, num_cached_tokens: 3, num_completion_tokens: 2 };
 
 fn answer_id() -> AnswerId {
-    AnswerId { id: "answer-1".to_owned(), created: 1_700_000_000, model: "SmolLM2".to_owned() }
+    AnswerId { id: "answer-1".to_owned(), created: 1_700_000_000, model: "SmolLM2".to_owned(), service_tier: None }
 }
 
 /// The body as clients read it, without what is the same in every object.
@@ -209,7 +209,7 @@ fn every_field_reaches_the_engine() {
         "dry_multiplier": 0.75, "dry_base": 1.5, "dry_allowed_length": 3, "dry_penalty_last_n": 500,
         "dry_sequence_breakers": ["\n"], "repetition_penalty": 1.1, "repeat_last_n": 64, "frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": { "5": -100, "6": 1.5 },
         "seed": -1, "stop": ["a", "b"], "stop_token_ids": [2], "ignore_eos": true, "priority": -3, "cache_salt": "ann", "logprobs": true, "top_logprobs": 3,
-        "enable_thinking": false, "chat_template_kwargs": { "lang": "en" }, "user": "ann", "metadata": { "a": 1 },
+        "enable_thinking": false, "chat_template_kwargs": { "lang": "en" }, "user": "ann", "metadata": { "a": "b" },
         "store": false, "service_tier": "auto", "parallel_tool_calls": true, "an_unknown_field": 1
     }))), @r#"
     GenerateRequest {

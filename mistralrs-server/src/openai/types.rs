@@ -3,8 +3,11 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mistralrs_core::request::Usage;
+use schemars::JsonSchema;
 use serde::Serialize;
 use uuid::Uuid;
+
+use super::labels::ServiceTier;
 
 /// Tells clients that two answers came from the same build.
 const SYSTEM_FINGERPRINT: &str = concat!("mistralrs-", env!("CARGO_PKG_VERSION"));
@@ -25,12 +28,19 @@ pub(super) struct AnswerId {
     pub id: String,
     pub created: u64,
     pub model: String,
+    /// Told if the request named one.
+    pub service_tier: Option<ServiceTier>,
 }
 
 impl AnswerId {
     /// A fresh id such as `chatcmpl-…`, made now.
     pub fn new(prefix: &str, model: &str) -> Self {
-        Self { id: format!("{prefix}-{}", Uuid::new_v4().simple()), created: unix_seconds(), model: model.to_owned() }
+        Self {
+            id: format!("{prefix}-{}", Uuid::new_v4().simple()),
+            created: unix_seconds(),
+            model: model.to_owned(),
+            service_tier: None,
+        }
     }
 
     /// An object of this answer, whole or one chunk.
@@ -45,6 +55,7 @@ impl AnswerId {
             object,
             created: self.created,
             model: &self.model,
+            service_tier: self.service_tier,
             system_fingerprint: SYSTEM_FINGERPRINT,
             choices,
             usage,
@@ -53,15 +64,19 @@ impl AnswerId {
 }
 
 /// An answer, or one chunk of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "{C}Answer")]
 pub(super) struct AnswerObject<'a, C> {
     id: &'a str,
     object: &'static str,
     created: u64,
     model: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_tier: Option<ServiceTier>,
     system_fingerprint: &'static str,
     choices: Vec<C>,
     #[serde(skip_serializing_if = "UsageField::is_absent")]
+    #[schemars(with = "Option<UsageObject>")]
     usage: UsageField,
 }
 
@@ -91,7 +106,7 @@ impl UsageField {
 }
 
 /// What an answer used, in tokens.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub(super) struct UsageObject {
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -99,7 +114,7 @@ pub(super) struct UsageObject {
     prompt_tokens_details: PromptTokensDetails,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 struct PromptTokensDetails {
     cached_tokens: usize,
 }

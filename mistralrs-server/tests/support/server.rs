@@ -45,6 +45,12 @@ impl Launch {
         Self::default().selector([OsStr::new("gguf"), OsStr::new("-m"), directory.as_os_str(), OsStr::new("-f"), file])
     }
 
+    /// A server with the tiny model loaded, whose answers cost next to nothing and mean nothing.
+    pub fn tiny() -> Self {
+        let path = tools::tiny_llama();
+        Self::default().selector([OsStr::new("plain"), OsStr::new("-m"), path.as_os_str()])
+    }
+
     /// The gateway alone: no selector, no model.
     pub fn gateway() -> Self {
         Self::default().mcp()
@@ -152,6 +158,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// The main port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// A client of the main port.
     pub fn http(&self) -> Http {
         Http::new(self.port)
@@ -232,7 +243,7 @@ impl Server {
             log.lines().filter(|line| line.contains("listening")).filter_map(|line| line.split_once("http://"));
         let mut ports = addresses.filter_map(|(_, address)| {
             let (host, found) = address.split_once('/')?;
-            let is_path = found.split_whitespace().next() == path.strip_prefix('/');
+            let is_path = found.split([' ', '"']).next() == path.strip_prefix('/');
             is_path.then(|| host.rsplit_once(':')?.1.parse().ok()).flatten()
         });
         ports.next_back()

@@ -22,6 +22,11 @@ pub fn smollm2() -> PathBuf {
     path
 }
 
+/// A model of two tiny layers with random weights: for tests to which only matters that there is an answer.
+pub fn tiny_llama() -> PathBuf {
+    workspace().join("mistralrs-core/tests/fixtures/tiny-llama")
+}
+
 /// A program or folder that a test cannot do without.
 #[derive(Debug, Clone, Copy)]
 pub enum Tool {

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use serde_json::json;
 
 use super::answer::Answer;
 use super::background;
-use super::events::ResponseEvents;
+use super::events::{EventSchema, ResponseEvents};
 use super::item::Item;
 use super::object::{ResponseObject, ResponseStatus};
 use super::request::{Delivery, ResponseRequest, Storing};
@@ -18,6 +19,7 @@ use crate::error::ApiError;
 use crate::extract::Json;
 use crate::openai::generation::Generation;
 use crate::openai::sse;
+use crate::openapi::{Operation, Tag};
 
 /// Answers, and keeps the answer unless it is told not to.
 pub async fn create_response(
@@ -38,6 +40,18 @@ pub async fn create_response(
         Delivery::Stream => Ok(sse::respond(generation, ResponseEvents::new(answer, keeping))),
         Delivery::Background => Ok(axum::Json(background::start(generation, answer, keeping)?).into_response()),
     }
+}
+
+/// What it does, for the API's document.
+pub(crate) fn describe_create_response() -> Operation {
+    Operation::new("createResponse", Tag::OpenAi, "Answers, and keeps the answer unless it is told not to.")
+        .body::<ResponseRequest>(json!({ "model": "default", "input": "Hello", "max_output_tokens": 32 }))
+        .answers::<ResponseObject>()
+        .streams::<EventSchema>(
+            "events by the names of their types, the last of which has the whole response; then `[DONE]`",
+        )
+        .generates()
+        .leads_to(&["retrieveResponse", "listInputItems", "cancelResponse", "deleteResponse"])
 }
 
 /// Where the response is to be kept, if it is.

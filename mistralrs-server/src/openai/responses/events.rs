@@ -3,6 +3,7 @@
 
 use axum::response::sse::Event;
 use mistralrs_core::request::Usage;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::answer::{Added, Answer};
@@ -37,16 +38,19 @@ enum Stage {
 #[derive(Debug, Default)]
 struct EventNumbers(u64);
 
+/// What [`ResponseEvent`] looks like to clients.
+pub(super) type EventSchema = ResponseEvent<'static>;
+
 /// One event, as its data.
-#[derive(Debug, Serialize)]
-struct ResponseEvent<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ResponseEvent<'a> {
     r#type: &'static str,
     sequence_number: u64,
     #[serde(flatten)]
     body: EventBody<'a>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 enum EventBody<'a> {
     Response { response: &'a ResponseObject },

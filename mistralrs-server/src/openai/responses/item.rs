@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -13,7 +14,7 @@ use crate::openai::messages::MAX_MESSAGES;
 use crate::openai::types::fresh_id;
 
 /// One item of a conversation.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub(super) enum Item {
     /// What a user, system or developer said.
@@ -23,7 +24,7 @@ pub(super) enum Item {
 }
 
 /// A message to the model.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(super) struct InputMessage {
     id: String,
     r#type: &'static str,
@@ -33,7 +34,7 @@ pub(super) struct InputMessage {
 }
 
 /// A message of the model.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(super) struct OutputMessage {
     /// `msg_…`.
     pub id: String,
@@ -46,7 +47,7 @@ pub(super) struct OutputMessage {
 }
 
 /// Whether more of an item comes.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ItemStatus {
     /// More comes.
@@ -58,7 +59,7 @@ pub(super) enum ItemStatus {
 }
 
 /// Who speaks to the model.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum InputRole {
     User,
@@ -67,14 +68,14 @@ enum InputRole {
 }
 
 /// Text to the model.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 struct InputText {
     r#type: &'static str,
     text: String,
 }
 
 /// Text of the model.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(super) struct OutputText {
     r#type: &'static str,
     /// Citations of files and pages; this server has none.
@@ -175,34 +176,39 @@ impl ChatMessage<'_> {
 }
 
 /// The `input` of a request.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or a list of input items")]
 pub(super) enum Input {
     /// What the user says.
     Text(String),
-    /// Items, each checked by [`Input::items`].
-    Items(Vec<Value>),
+    /// Items; each is checked for itself, so that an error names its place.
+    Items(#[schemars(with = "Vec<MessageFields>", length(min = 1, max = MAX_MESSAGES))] Vec<Value>),
 }
 
 /// A message item as clients write it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an object with `role` and `content`")]
+#[schemars(rename = "InputItem")]
 struct MessageFields {
+    #[schemars(extend("enum" = ["user", "assistant", "system", "developer"]))]
     role: String,
     content: MessageContent,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or a list of text parts")]
 enum MessageContent {
     Text(String),
-    Parts(Vec<Value>),
+    Parts(#[schemars(with = "Vec<PartFields>")] Vec<Value>),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an object with `type` and `text`")]
+#[schemars(rename = "InputPart")]
 struct PartFields {
+    #[schemars(extend("enum" = ["input_text", "output_text"]))]
     r#type: String,
+    #[schemars(required)]
     text: Option<String>,
 }
 

@@ -16,5 +16,9 @@ mod stored;
 mod tests;
 
 pub use create::create_response;
+pub(crate) use create::describe_create_response;
 pub use store::ResponseStore;
 pub use stored::{cancel_response, delete_response, list_input_items, retrieve_response};
+pub(crate) use stored::{
+    describe_cancel_response, describe_delete_response, describe_list_input_items, describe_retrieve_response,
+};

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 
 use mistralrs_core::request::Usage;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::item::OutputMessage;
+use crate::openai::labels::ServiceTier;
 
 /// A response: the request's parameters as they were used, and what came of them.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Response")]
 pub(super) struct ResponseObject {
     /// `resp_…`.
     pub id: String,
@@ -33,7 +36,7 @@ pub(super) struct ResponseObject {
     pub prompt_cache_key: Option<String>,
     pub reasoning: ReasoningObject,
     pub safety_identifier: Option<String>,
-    pub service_tier: &'static str,
+    pub service_tier: ServiceTier,
     pub store: bool,
     pub temperature: f32,
     pub text: TextConfig,
@@ -47,7 +50,7 @@ pub(super) struct ResponseObject {
 }
 
 /// How far a response is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ResponseStatus {
     /// In the background, waiting for its first token.
@@ -81,34 +84,34 @@ impl ResponseStatus {
 }
 
 /// Why a response failed.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(super) struct ResponseError {
     pub code: &'static str,
     pub message: String,
 }
 
 /// Which limit cut a response off.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(super) struct IncompleteDetails {
     pub reason: &'static str,
 }
 
 /// How much is reasoned.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, JsonSchema)]
 pub(super) struct ReasoningObject {
     pub effort: Option<&'static str>,
     pub summary: Option<&'static str>,
 }
 
 /// What shape the text has.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(super) struct TextConfig {
     pub format: TextFormat,
     pub verbosity: &'static str,
 }
 
 /// Plain text; others are refused.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(super) struct TextFormat {
     pub r#type: &'static str,
 }
@@ -120,7 +123,7 @@ impl Default for TextConfig {
 }
 
 /// What a response used, in tokens.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub(super) struct ResponseUsage {
     input_tokens: usize,
     input_tokens_details: InputTokensDetails,
@@ -129,14 +132,14 @@ pub(super) struct ResponseUsage {
     total_tokens: usize,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 struct InputTokensDetails {
     cached_tokens: usize,
     /// OpenAI bills writes to its cache; here they are free and not counted.
     cache_write_tokens: usize,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 struct OutputTokensDetails {
     reasoning_tokens: usize,
 }
@@ -154,7 +157,7 @@ impl From<Usage> for ResponseUsage {
 }
 
 /// The answer to a deletion.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct DeletedResponse {
     pub id: String,
     pub object: &'static str,

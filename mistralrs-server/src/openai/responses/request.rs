@@ -1,25 +1,22 @@
 //! The body of `POST /v1/responses`, checked as far as it can be without a model.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mistralrs_core::request::ChatPrompt;
 use mistralrs_core::{GenerateRequest, Prompt};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::item::{ChatMessage, Input, Item};
 use super::object::{ReasoningObject, ResponseObject, ResponseStatus, TextConfig};
 use crate::error::ApiError;
-use crate::extract::{RequestBody, fields};
+use crate::extract::{Object, RequestBody, fields};
+use crate::openai::labels::{Labels, ServiceTier};
 use crate::openai::messages;
 use crate::openai::options::{GenerateOptions, MAX_TOP_LOGPROBS, refuse};
 use crate::openai::types::{fresh_id, unix_seconds};
-
-/// Pairs of metadata, and characters of their keys and values: OpenAI's limits. They are kept and sent back.
-const MAX_METADATA_PAIRS: usize = 16;
-const MAX_METADATA_KEY_CHARS: usize = 64;
-const MAX_METADATA_VALUE_CHARS: usize = 512;
+use crate::openapi::merged;
 
 /// Fields of this endpoint that would change the answer and that this version does not serve.
 const REFUSED: &[(&str, &str)] = &[
@@ -51,54 +48,84 @@ const INCLUDE_LOGPROBS: &str = "message.output_text.logprobs";
 pub struct ResponseRequest {
     pub(super) options: GenerateOptions,
     pub(super) response: ResponseFields,
+    labels: Labels,
 }
 
 /// What this endpoint takes beside the options that all share.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct ResponseFields {
+    /// What the user says, or the conversation, oldest item first.
     input: Input,
+    /// What comes before the conversation; not carried over to the next response.
     instructions: Option<String>,
+    /// The response that this one continues.
     previous_response_id: Option<String>,
+    /// Tokens of the answer at most.
+    #[schemars(range(min = 1))]
     max_output_tokens: Option<usize>,
+    /// Without effect: no tool is called for now.
     max_tool_calls: Option<usize>,
-    metadata: Option<BTreeMap<String, String>>,
+    /// Parts of the answer to send besides its text.
+    #[serde(default)]
+    #[schemars(schema_with = "includable")]
     include: Option<Vec<String>>,
+    /// With `message.output_text.logprobs` included: the likeliest tokens at each position.
+    #[schemars(range(max = MAX_TOP_LOGPROBS))]
     top_logprobs: Option<usize>,
+    /// Whether the answer is asked for later, by its id.
     background: Option<bool>,
-    text: Option<TextFields>,
+    /// Only plain text of medium verbosity for now.
+    text: Option<Object<TextFields>>,
+    /// Refused for now, unless `tool_choice` is `none`.
     tools: Option<Vec<Value>>,
+    /// See `tools`.
     tool_choice: Option<Value>,
+    /// Whether the model may call several tools at once; it calls none for now.
     parallel_tool_calls: Option<bool>,
+    /// Only `disabled`: what does not fit the context is refused.
+    #[schemars(extend("enum" = ["disabled", null]))]
     truncation: Option<String>,
-    reasoning: Option<ReasoningFields>,
-    user: Option<String>,
-    safety_identifier: Option<String>,
-    prompt_cache_key: Option<String>,
+    /// Only the effort `none` for now.
+    reasoning: Option<Object<ReasoningFields>>,
+    /// For templates that know it.
     enable_thinking: Option<bool>,
+    /// Variables of the model's chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
+#[schemars(rename = "TextParam")]
 struct TextFields {
-    format: Option<FormatFields>,
+    format: Option<Object<FormatFields>>,
+    #[schemars(extend("enum" = ["medium", null]))]
     verbosity: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an object with `type`")]
+#[schemars(rename = "TextFormatParam")]
 struct FormatFields {
+    #[schemars(extend("const" = "text"))]
     r#type: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
+#[schemars(rename = "ReasoningParam")]
 struct ReasoningFields {
+    #[schemars(extend("enum" = ["none", null]))]
     effort: Option<String>,
+    #[schemars(extend("type" = "null"))]
     summary: Option<String>,
+    #[schemars(extend("type" = "null"))]
     generate_summary: Option<String>,
+}
+
+fn includable(_generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": ["array", "null"], "items": { "type": "string", "enum": INCLUDABLE } })
 }
 
 /// How the answer is delivered.
@@ -125,12 +152,18 @@ pub(super) enum Storing {
 
 impl RequestBody for ResponseRequest {
     fn from_body(body: &Value) -> Result<Self, ApiError> {
-        let request = Self { options: fields(body)?, response: fields(body)? };
+        let request = Self { options: fields(body)?, response: fields(body)?, labels: fields(body)? };
         refuse(&request.response.rest, REFUSED)?;
         request.options.check_rest(&request.response.rest)?;
         request.check_options()?;
+        request.labels.check()?;
         request.response.check()?;
         Ok(request)
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        let parts = [ResponseFields::json_schema, GenerateOptions::json_schema, Labels::json_schema];
+        merged(parts.map(|part| part(generator)), REFUSED)
     }
 }
 
@@ -210,15 +243,15 @@ impl ResponseRequest {
             instructions: response.instructions.clone(),
             max_output_tokens: response.max_output_tokens,
             max_tool_calls: response.max_tool_calls,
-            metadata: response.metadata.clone().unwrap_or_default(),
+            metadata: self.labels.metadata.clone().unwrap_or_default(),
             model: model.to_owned(),
             output: Vec::new(),
             parallel_tool_calls: response.parallel_tool_calls.unwrap_or(true),
             previous_response_id: response.previous_response_id.clone(),
-            prompt_cache_key: response.prompt_cache_key.clone(),
+            prompt_cache_key: self.labels.prompt_cache_key.clone(),
             reasoning: response.reasoning_object(),
-            safety_identifier: response.safety_identifier.clone(),
-            service_tier: "default",
+            safety_identifier: self.labels.safety_identifier.clone(),
+            service_tier: ServiceTier::Default,
             store: self.storing() != Storing::Declined,
             temperature: self.options.temperature.unwrap_or(1.0),
             text: TextConfig::default(),
@@ -228,7 +261,7 @@ impl ResponseRequest {
             top_p: self.options.top_p.unwrap_or(1.0),
             truncation: "disabled",
             usage: None,
-            user: response.user.clone(),
+            user: self.labels.user.clone(),
         }
     }
 }
@@ -252,31 +285,9 @@ impl ResponseFields {
                 "`truncation`: only \"disabled\" is supported; what does not fit the context is refused",
             ));
         }
-        self.check_metadata()?;
         self.check_tools()?;
         self.check_text()?;
         self.check_reasoning()
-    }
-
-    fn check_metadata(&self) -> Result<(), ApiError> {
-        let Some(metadata) = &self.metadata else { return Ok(()) };
-        if metadata.len() > MAX_METADATA_PAIRS {
-            let message = format!("`metadata` has {} pairs; the limit is {MAX_METADATA_PAIRS}", metadata.len());
-            return Err(ApiError::invalid("metadata", message));
-        }
-        let is_long = |(key, value): (&String, &String)| {
-            key.chars().count() > MAX_METADATA_KEY_CHARS || value.chars().count() > MAX_METADATA_VALUE_CHARS
-        };
-        if metadata.iter().any(is_long) {
-            return Err(ApiError::invalid(
-                "metadata",
-                format!(
-                    "`metadata`: keys have at most {MAX_METADATA_KEY_CHARS} characters and values \
-                     {MAX_METADATA_VALUE_CHARS}"
-                ),
-            ));
-        }
-        Ok(())
     }
 
     fn check_tools(&self) -> Result<(), ApiError> {
@@ -292,8 +303,8 @@ impl ResponseFields {
     }
 
     fn check_text(&self) -> Result<(), ApiError> {
-        let Some(TextFields { format, verbosity }) = &self.text else { return Ok(()) };
-        if let Some(FormatFields { r#type }) = format.as_ref().filter(|format| format.r#type != "text") {
+        let Some(Object(TextFields { format, verbosity })) = &self.text else { return Ok(()) };
+        if let Some(Object(FormatFields { r#type })) = format.as_ref().filter(|format| format.0.r#type != "text") {
             let message = format!("`text.format`: `{type}` is not supported yet; only `text` is");
             return Err(ApiError::invalid("text.format", message));
         }
@@ -307,7 +318,9 @@ impl ResponseFields {
     }
 
     fn check_reasoning(&self) -> Result<(), ApiError> {
-        let Some(ReasoningFields { effort, summary, generate_summary }) = &self.reasoning else { return Ok(()) };
+        let Some(Object(ReasoningFields { effort, summary, generate_summary })) = &self.reasoning else {
+            return Ok(());
+        };
         if effort.as_deref().is_some_and(|effort| effort != "none") {
             return Err(ApiError::invalid(
                 "reasoning.effort",
@@ -327,7 +340,7 @@ impl ResponseFields {
     }
 
     fn reasoning_object(&self) -> ReasoningObject {
-        let is_off = self.reasoning.as_ref().is_some_and(|reasoning| reasoning.effort.is_some());
+        let is_off = self.reasoning.as_ref().is_some_and(|reasoning| reasoning.0.effort.is_some());
         ReasoningObject { effort: is_off.then_some("none"), summary: None }
     }
 
@@ -337,7 +350,7 @@ impl ResponseFields {
             self.instructions.as_deref().map(|content| ChatMessage { role: "system", content }.to_value());
         let messages = instructions.into_iter().chain(conversation.iter().map(|item| item.to_chat())).collect();
         let mut template_kwargs = messages::template_kwargs(self.chat_template_kwargs.as_ref());
-        let is_off = self.reasoning.as_ref().is_some_and(|reasoning| reasoning.effort.is_some());
+        let is_off = self.reasoning.as_ref().is_some_and(|reasoning| reasoning.0.effort.is_some());
         if let Some(enable_thinking) = self.enable_thinking.or(is_off.then_some(false)) {
             template_kwargs.insert("enable_thinking".to_owned(), enable_thinking.into());
         }
