@@ -158,6 +158,7 @@ mod tests {
         let shape = |max_position_embeddings| ModelShape {
             num_layers: 2,
             num_kv_heads: 2,
+            hidden_size: 64,
             head_size: 8,
             vocab_size: 10,
             max_position_embeddings,

@@ -68,6 +68,7 @@ fn hash_model(context: usize, faults: &Arc<Faults>) -> HashModel {
         num_layers: 1,
         num_kv_heads: 1,
         head_size: HEAD_SIZE,
+        hidden_size: HEAD_SIZE,
         vocab_size: VOCAB_SIZE,
         max_position_embeddings: context,
     };

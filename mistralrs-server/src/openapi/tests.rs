@@ -128,12 +128,12 @@ async fn limits_of_fields_stand_in_the_document_as_the_server_holds_to_them() {
         ]
         .join("\n"),
         @r#"
-    {"type":["integer","null"],"format":"uint","minimum":1,"maximum":64}
-    {"type":["number","null"],"format":"float","maximum":1.0,"exclusiveMinimum":0}
-    {"type":["array","null"],"items":{"type":"integer","format":"uint32","minimum":0},"maxItems":256}
-    {"type":["integer","null"],"format":"uint","minimum":0,"maximum":20}
-    {"type":["string","null"],"enum":["disabled",null]}
-    {"type":"integer","format":"uint","minimum":1}
+    {"maximum":64,"type":["integer","null"],"format":"uint","minimum":1}
+    {"exclusiveMinimum":0,"type":["number","null"],"format":"float","maximum":1.0}
+    {"maxItems":256,"type":["array","null"],"items":{"type":"integer","format":"uint32","minimum":0}}
+    {"maximum":20,"type":["integer","null"],"format":"uint","minimum":0}
+    {"enum":["disabled",null],"type":["string","null"]}
+    {"minimum":1,"type":"integer","format":"uint"}
     "#
     );
     // What an endpoint refuses under this name is not among its fields.
