@@ -484,8 +484,8 @@ impl ModelInner {
 
     /// Refuses a text that is too long for the context, however few tokens it becomes.
     fn check_text_fits(&self, text: &str) -> Result<(), RequestError> {
-        let Some(width) = self.token_width else { return Ok(()) };
-        let (num_bytes, min_tokens) = (text.len(), width.min_tokens(text.len()));
+        let Some(width) = &self.token_width else { return Ok(()) };
+        let (num_bytes, min_tokens) = (text.len(), width.min_tokens(text));
         // One more token is generated at least.
         match self.limits().into_iter().find(|(_, limit)| min_tokens >= *limit) {
             Some((limit_name, limit)) => Err(RequestError::TextTooLong { num_bytes, min_tokens, limit_name, limit }),

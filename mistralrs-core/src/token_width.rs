@@ -11,40 +11,54 @@ use crate::detokenizer::Vocabulary;
 const COMPOSITION: usize = 4;
 
 /// The most bytes of text that one token of a tokenizer stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TokenWidth(usize);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TokenWidth {
+    widest: usize,
+    /// By byte, whether it has a token; text may be dropped where it has none.
+    is_known: [bool; 256],
+}
 
 impl TokenWidth {
-    /// `None` where one token may stand for any amount of text, or text may be dropped: then only tokenizing tells.
+    /// `None` where one token may stand for any amount of text, or any text may be dropped: then only tokenizing tells.
     pub fn of(tokenizer: &Tokenizer, vocabulary: &Vocabulary) -> Option<Self> {
         let added = tokenizer.get_added_tokens_decoder();
         // Such tokens take in all the spaces beside them.
         let takes_spaces = added.values().any(|token| token.lstrip || token.rstrip);
-        if takes_spaces || tokenizer.get_truncation().is_some() || !covers_all_bytes(tokenizer) {
+        if takes_spaces || tokenizer.get_truncation().is_some() {
             return None;
         }
-        let shrinkage = shrinkage(&serde_json::to_value(tokenizer.get_normalizer()).ok()?)?;
+        let is_known = known_bytes(tokenizer, vocabulary)?;
+        let normalizer = serde_json::to_value(tokenizer.get_normalizer()).ok()?;
+        // It may turn bytes that have a token into some that have none.
+        if !normalizer.is_null() && is_known.contains(&false) {
+            return None;
+        }
+        let shrinkage = shrinkage(&normalizer)?;
         if !keeps_all_text(&serde_json::to_value(tokenizer.get_pre_tokenizer()).ok()?) {
             return None;
         }
         let widest = (0..vocabulary.len()).map(|token_id| vocabulary.bytes(token_id as u32).len()).max()?;
-        (widest > 0).then_some(Self(widest * shrinkage))
+        (widest > 0).then_some(Self { widest: widest * shrinkage, is_known })
     }
 
-    /// Tokens that `num_bytes` of text become at least.
-    pub fn min_tokens(self, num_bytes: usize) -> usize {
-        num_bytes.div_ceil(self.0)
+    /// Tokens that `text` becomes at least.
+    pub fn min_tokens(&self, text: &str) -> usize {
+        let num_known = text.bytes().filter(|byte| self.is_known[usize::from(*byte)]).count();
+        num_known.div_ceil(self.widest)
     }
 }
 
-/// Whether every byte has a token of its own, so that no text is unknown: unknown text may be dropped or become one token.
-fn covers_all_bytes(tokenizer: &Tokenizer) -> bool {
-    let ModelWrapper::BPE(model) = tokenizer.get_model() else { return false };
-    let has = |token: &str| tokenizer.token_to_id(token).is_some();
-    if model.byte_fallback {
-        return (0..=u8::MAX).all(|byte| has(&format!("<0x{byte:02X}>")));
+/// Which bytes have a token of their own: others may be dropped, or any number of them become one token. `None` where text
+/// is not merged from such tokens.
+fn known_bytes(tokenizer: &Tokenizer, vocabulary: &Vocabulary) -> Option<[bool; 256]> {
+    let ModelWrapper::BPE(_) = tokenizer.get_model() else { return None };
+    let mut is_known = [false; 256];
+    for token_id in 0..vocabulary.len() as u32 {
+        if let [byte] = vocabulary.bytes(token_id) {
+            is_known[usize::from(*byte)] = true;
+        }
     }
-    tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().iter().all(|stand_in| has(&stand_in.to_string()))
+    Some(is_known)
 }
 
 /// By what factor the normalizer may shorten a text; `None`: by any.
@@ -94,11 +108,26 @@ mod tests {
         let widest = tokenizer.get_vocab(true).into_keys().max_by_key(String::len).unwrap();
         for text in ["", "a", "the river was cold", "Grüße, 世界! 🦀", "     \n\n\t", &widest.repeat(50)] {
             let num_tokens = tokenizer.encode_fast(text, false).unwrap().len();
-            assert!(width.min_tokens(text.len()) <= num_tokens, "{text:?}: {num_tokens}");
+            assert!(width.min_tokens(text) <= num_tokens, "{text:?}: {num_tokens}");
         }
         let special = "<|endoftext|>".repeat(9);
         assert_eq!(tokenizer.encode_fast(special.as_str(), false).unwrap().len(), 9);
-        assert_eq!(width.min_tokens(special.len()), 9, "the widest token is the special one");
+        assert_eq!(width.min_tokens(&special), 9, "the widest token is the special one");
+    }
+
+    #[test]
+    fn bytes_without_a_token_do_not_count() {
+        let mut config = serde_json::to_value(tokenizer()).unwrap();
+        config["normalizer"] = Value::Null;
+        // A file whose training text had no tab: the stand-in of byte 9 is U+0109.
+        config["model"]["vocab"].as_object_mut().unwrap().remove("\u{109}").unwrap();
+        let tokenizer: Tokenizer = serde_json::from_value(config).unwrap();
+        let width = width(&tokenizer).unwrap();
+        let tabs = "\t".repeat(1000);
+        assert_eq!(tokenizer.encode_fast(tabs.as_str(), false).unwrap().len(), 0, "they are dropped");
+        assert_eq!(width.min_tokens(&tabs), 0);
+        assert!(width.min_tokens(&"a\t".repeat(1000)) > 0);
+        assert_eq!(width.min_tokens(&"a\t".repeat(1000)), width.min_tokens(&"a".repeat(1000)));
     }
 
     #[test]
@@ -109,7 +138,7 @@ mod tests {
             width(&serde_json::from_value(config).unwrap())
         };
         let plain = with("normalizer", Value::Null).unwrap();
-        assert_eq!(with("normalizer", serde_json::json!({ "type": "NFC" })), Some(TokenWidth(plain.0 * COMPOSITION)));
+        assert_eq!(with("normalizer", serde_json::json!({ "type": "NFC" })), Some(TokenWidth { widest: plain.widest * COMPOSITION, ..plain }));
         assert_eq!(with("normalizer", serde_json::json!({ "type": "StripAccents" })), None);
         assert_eq!(with("pre_tokenizer", serde_json::json!({ "type": "WhitespaceSplit" })), None);
         assert_eq!(
