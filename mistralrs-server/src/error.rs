@@ -315,6 +315,7 @@ mod tests {
         {"error":{"message":"`input[3]` has 9 tokens, but the context length is 8 tokens","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
         400 Bad Request
         {"error":{"message":"this model's embeddings are made by `rank` pooling, which is not supported; start with --pooling to use another one","type":"invalid_request_error","param":"model","code":null}}
+        400 Bad Request
         {"error":{"message":"the prompt has 4000 bytes of text, which are at least 40 tokens, but the context length is 8 tokens","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}
         400 Bad Request
         {"error":{"message":"top_p must be above 0","type":"invalid_request_error","param":"top_p","code":null}}
