@@ -7,7 +7,6 @@ pub mod attention;
 pub mod linear;
 pub mod mlp;
 pub mod norm;
-pub mod packed;
 pub mod rotary;
 mod rows;
 
@@ -15,5 +14,4 @@ pub use attention::{Attention, HeadCounts};
 pub use linear::{FusedLinear, Linear, WeightMatrix};
 pub use mlp::SwiGluMlp;
 pub use norm::RmsNorm;
-pub use packed::{PackedMatrix, WeightFormat};
 pub use rotary::{Llama3Scaling, RotaryAngles, RotaryConfig, RotaryEmbedding, RotaryPairing, RotaryScaling};

@@ -6,9 +6,19 @@
 use std::ops::Range;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, utils::barrier_pool};
+use mistralrs_quant::Threads;
 
 /// Below this many elements a loop runs on the calling thread: waking the pool costs more than it saves.
 const MIN_PARALLEL_ELEMENTS: usize = 16 * 1024;
+
+/// candle's threads, which wait at a barrier: they are there within a microsecond.
+pub(super) struct Pool;
+
+impl Threads for Pool {
+    fn run(&self, num_units: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
+        barrier_pool().execute_chunked(num_units, work);
+    }
+}
 
 /// Checks that `layout` is a contiguous `[rows, columns]` f32 tensor; its elements, in order.
 pub(super) fn contiguous_rows<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<(&'a [f32], usize, usize)> {

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
-use candle_core::{Device, Tensor};
 
 use crate::error::LoadError;
-use crate::layers::{FusedLinear, Linear, WeightFormat, WeightMatrix};
+use crate::layers::linear::float_format;
+use crate::layers::{FusedLinear, Linear, WeightMatrix};
 use crate::loader::progress::LoadProgress;
 use crate::models::config::Presence;
 
@@ -199,8 +199,7 @@ impl<'a> Weights<'a> {
             dtype = stored.dtype;
             slices.push(stored.data);
         }
-        let num_outputs = parts.iter().map(|part| part.num_outputs).sum();
-        let matrix = WeightMatrix::from_parts(dtype, (num_outputs, num_inputs), &slices)?;
+        let matrix = WeightMatrix::from_parts(dtype, num_inputs, &slices)?;
         self.totals.num_bytes += matrix.num_bytes() as u64;
         for (part, (name, data)) in parts.iter().zip(names.iter().zip(&slices)) {
             self.took(name, part.num_outputs * num_inputs, data.len());
@@ -208,7 +207,7 @@ impl<'a> Weights<'a> {
         Ok(Arc::new(matrix))
     }
 
-    fn bias(&mut self, parts: &[Part], presence: Presence) -> Result<Option<Tensor>, LoadError> {
+    fn bias(&mut self, parts: &[Part], presence: Presence) -> Result<Option<Vec<f32>>, LoadError> {
         if presence == Presence::Absent {
             return Ok(None);
         }
@@ -223,16 +222,13 @@ impl<'a> Weights<'a> {
                 num_found += 1;
             }
         }
-        if num_found == 0 {
-            return Ok(None);
-        }
-        Ok(Some(Tensor::from_vec(values, parts.iter().map(|part| part.num_outputs).sum::<usize>(), &Device::Cpu)?))
+        Ok((num_found > 0).then_some(values))
     }
 
     fn values(&mut self, name: &str, size: usize) -> Result<Vec<f32>, LoadError> {
         let stored = self.existing(name)?;
         self.expect_shape(name, stored.shape, &[size])?;
-        let Some(values) = WeightFormat::from_ggml(stored.dtype).and_then(|format| format.widen(stored.data)) else {
+        let Some(values) = float_format(stored.dtype).map(|format| format.widen(stored.data)) else {
             return Err(self.incomplete(format!("tensor `{name}` is {:?}, not a float type", stored.dtype)));
         };
         self.totals.num_bytes += size_of_val(values.as_slice()) as u64;
@@ -267,6 +263,8 @@ impl<'a> Weights<'a> {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+
+    use candle_core::{Device, Tensor};
 
     use super::*;
 

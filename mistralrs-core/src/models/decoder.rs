@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use mistralrs_paged_attn::KvCache;
+use mistralrs_quant::Precision;
 
 use crate::error::LoadError;
 use crate::layers::{Attention, Linear, RmsNorm, RotaryEmbedding, SwiGluMlp, WeightMatrix};
@@ -92,11 +93,15 @@ impl DecoderLayer {
         Ok(Self {
             attention_norm: norm(weights, Role::AttentionNorm(layer))?,
             attention: Attention {
-                query_key_value: weights.fused(
-                    &[of(Role::Query, query_size), of(Role::Key, kv_size), of(Role::Value, kv_size)],
-                    hidden,
-                    config.attention_bias,
-                )?,
+                // Softmax makes much of little: rounding these activations to 8 bits moves a model's distributions as
+                // far as all its other projections together, and they are a sixth of its weights.
+                query_key_value: weights
+                    .fused(
+                        &[of(Role::Query, query_size), of(Role::Key, kv_size), of(Role::Value, kv_size)],
+                        hidden,
+                        config.attention_bias,
+                    )?
+                    .with_precision(Precision::Bits16),
                 output: weights.linear(of(Role::AttentionOutput, hidden), query_size, config.attention_bias)?,
                 heads,
                 layer,

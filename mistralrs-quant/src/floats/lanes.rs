@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::TILE;
+use crate::tile::TILE;
 
 /// Sixteen f32 values in registers. Methods are `inline(always)`: they become part of a caller compiled for the
 /// instruction set, which is why only the entry points of [`super::x86`] carry `target_feature`.
@@ -17,12 +17,8 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn load_f32(at: *const f32) -> Self;
     unsafe fn load_f16(at: *const f16) -> Self;
     unsafe fn load_bf16(at: *const bf16) -> Self;
-    unsafe fn load_i8(at: *const i8) -> Self;
-    /// Low and high nibbles of 16 bytes, each minus `offset`.
-    unsafe fn load_nibbles(at: *const u8, offset: f32) -> [Self; 2];
-    /// As `load_nibbles`, plus 16 where the low or the high mask has the lane's bit.
-    unsafe fn load_fives(at: *const u8, masks: [u16; 2], offset: f32) -> [Self; 2];
-    unsafe fn mul(self, factor: Self) -> Self;
+    /// `self + addend`.
+    unsafe fn add(self, addend: Self) -> Self;
     /// `self * factor + addend`, rounded once.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
     unsafe fn store(self, at: *mut f32);
@@ -68,31 +64,8 @@ unsafe impl Lanes for PlainLanes {
     }
 
     #[inline(always)]
-    unsafe fn load_i8(at: *const i8) -> Self {
-        // SAFETY: the caller's promise: 16 values.
-        unsafe { Self::map(at.cast::<[i8; TILE]>().read_unaligned(), f32::from) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_nibbles(at: *const u8, offset: f32) -> [Self; 2] {
-        // SAFETY: the caller's promise: 16 bytes.
-        let bytes = unsafe { at.cast::<[u8; TILE]>().read_unaligned() };
-        [Self::map(bytes, |byte| f32::from(byte & 15) - offset), Self::map(bytes, |byte| f32::from(byte >> 4) - offset)]
-    }
-
-    #[inline(always)]
-    unsafe fn load_fives(at: *const u8, masks: [u16; 2], offset: f32) -> [Self; 2] {
-        // SAFETY: the caller's promise: 16 bytes.
-        let [low, high] = unsafe { Self::load_nibbles(at, offset) };
-        let add_bits = |values: Self, mask: u16| {
-            Self(std::array::from_fn(|lane| values.0[lane] + f32::from((mask >> lane & 1) << 4)))
-        };
-        [add_bits(low, masks[0]), add_bits(high, masks[1])]
-    }
-
-    #[inline(always)]
-    unsafe fn mul(self, factor: Self) -> Self {
-        Self(std::array::from_fn(|lane| self.0[lane] * factor.0[lane]))
+    unsafe fn add(self, addend: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] + addend.0[lane]))
     }
 
     #[inline(always)]

@@ -1,0 +1,168 @@
+//! Float weights, and their products in f32.
+//!
+//! **The answer** is that of the widened matrix in f32: each output is one chain of fused multiply-adds over the inputs, in
+//! order. It does not depend on the tiling, the instruction set or the number of rows.
+
+#![expect(clippy::inline_always, reason = "a call would keep a kernel's registers from staying where they are")]
+#![expect(clippy::cast_ptr_alignment, reason = "tiles are read by unaligned loads, and begin on cache lines besides")]
+
+use std::fmt;
+
+use half::{bf16, f16};
+
+use crate::matrix::{Columns, NotRows, Output};
+use crate::storage::{self, CacheLine};
+use crate::threads::Threads;
+use crate::tile::TILE;
+
+mod kernel;
+mod lanes;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// Rows of activations one unit of work reads; keeps a unit's activations in the second-level cache.
+const ROWS_PER_UNIT: usize = 64;
+
+/// Inputs that kernels take at once.
+const PAIR: usize = 2;
+
+/// Element types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FloatFormat {
+    /// 32-bit floats.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// A weight `[N, K]` of floats: tiles of 16 outputs, each a run of inputs; the last tile is zero-padded.
+pub struct FloatMatrix {
+    storage: Vec<CacheLine>,
+    format: FloatFormat,
+    num_outputs: usize,
+    num_inputs: usize,
+}
+
+impl FloatFormat {
+    /// Little-endian elements, widened.
+    pub fn widen(self, bytes: &[u8]) -> Vec<f32> {
+        bytes.chunks_exact(self.element_bytes()).map(|element| self.widen_one(element)).collect()
+    }
+
+    fn element_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    fn widen_one(self, element: &[u8]) -> f32 {
+        match *element {
+            [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+            [a, b] if self == Self::F16 => f16::from_le_bytes([a, b]).to_f32(),
+            [a, b] => bf16::from_le_bytes([a, b]).to_f32(),
+            _ => unreachable!("elements have 2 or 4 bytes"),
+        }
+    }
+}
+
+impl FloatMatrix {
+    /// Packs `parts`, each a whole number of rows of `num_inputs` as a file stores them, one part after the other.
+    ///
+    /// # Errors
+    /// [`NotRows`]: a part ends within a row, or K is odd.
+    pub fn pack(format: FloatFormat, num_inputs: usize, parts: &[&[u8]]) -> Result<Self, NotRows> {
+        let size = format.element_bytes();
+        let row_bytes = num_inputs * size;
+        let is_whole = |part: &&[u8]| row_bytes > 0 && part.len().is_multiple_of(row_bytes);
+        if !num_inputs.is_multiple_of(PAIR) || !parts.iter().all(is_whole) {
+            let num_bytes = parts.iter().map(|part| part.len()).sum();
+            return Err(NotRows { num_bytes, num_inputs, format: format!("{format:?}") });
+        }
+        let rows: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks_exact(row_bytes)).collect();
+        let num_bytes = rows.len().div_ceil(TILE) * TILE * row_bytes;
+        let mut storage = storage::zeroed(num_bytes);
+        let tiles = storage::bytes_mut(&mut storage)[..num_bytes].chunks_exact_mut(TILE * row_bytes);
+        for (tile, rows) in tiles.zip(rows.chunks(TILE)) {
+            for (lane, row) in rows.iter().enumerate() {
+                for (input, element) in row.chunks_exact(size).enumerate() {
+                    tile[(input * TILE + lane) * size..][..size].copy_from_slice(element);
+                }
+            }
+        }
+        Ok(Self { storage, format, num_outputs: rows.len(), num_inputs })
+    }
+
+    /// N.
+    pub fn num_outputs(&self) -> usize {
+        self.num_outputs
+    }
+
+    /// K.
+    pub fn num_inputs(&self) -> usize {
+        self.num_inputs
+    }
+
+    /// Bytes held.
+    pub fn num_bytes(&self) -> usize {
+        size_of_val(self.storage.as_slice())
+    }
+
+    /// Row `index`, widened.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` is not K long.
+    pub fn copy_row(&self, index: usize, out: &mut [f32]) {
+        assert!(index < self.num_outputs && out.len() == self.num_inputs, "row {index} into {} values", out.len());
+        let size = self.format.element_bytes();
+        let tile = &storage::bytes(&self.storage)[index / TILE * TILE * self.num_inputs * size..];
+        for (input, out) in out.iter_mut().enumerate() {
+            *out = self.format.widen_one(&tile[(input * TILE + index % TILE) * size..][..size]);
+        }
+    }
+
+    /// `activations` `[T, K]` → `out` `[T, N]`. A row of it depends on that row of the activations alone.
+    ///
+    /// # Panics
+    /// If sizes differ.
+    pub fn matmul(&self, activations: &[f32], out: Columns<'_>, threads: &dyn Threads) {
+        self.matmul_with(kernel::detected(), activations, out, threads);
+    }
+
+    fn matmul_with(&self, level: kernel::Level, activations: &[f32], out: Columns<'_>, threads: &dyn Threads) {
+        let num_rows = activations.len() / self.num_inputs;
+        assert_eq!(activations.len(), num_rows * self.num_inputs, "activations are whole rows");
+        out.check(num_rows, self.num_outputs);
+        let out = Output::new(out, self.num_outputs);
+        let num_tiles = self.num_outputs.div_ceil(TILE);
+        let tiles_per_unit = kernel::tiles_at_once(level, num_rows);
+        let row_chunks = num_rows.div_ceil(ROWS_PER_UNIT);
+        threads.run(num_tiles.div_ceil(tiles_per_unit) * row_chunks, &|units| {
+            for unit in units {
+                let first_tile = unit / row_chunks * tiles_per_unit;
+                let first_row = unit % row_chunks * ROWS_PER_UNIT;
+                let panel = kernel::Panel {
+                    matrix: self,
+                    activations,
+                    out,
+                    tiles: first_tile..num_tiles.min(first_tile + tiles_per_unit),
+                    rows: first_row..num_rows.min(first_row + ROWS_PER_UNIT),
+                };
+                // SAFETY: `level` was detected on this CPU (or is the plain one); units are disjoint in (tile, row),
+                // all inside the sizes asserted above, and `run` returns only after every unit is done.
+                unsafe { kernel::run(level, &panel) };
+            }
+        });
+    }
+}
+
+impl fmt::Debug for FloatMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FloatMatrix[{}, {}; {:?}]", self.num_outputs, self.num_inputs, self.format)
+    }
+}
+
+#[cfg(test)]
+mod tests;

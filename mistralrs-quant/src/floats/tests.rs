@@ -1,0 +1,145 @@
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::CallingThread;
+
+const FORMATS: [FloatFormat; 3] = [FloatFormat::F32, FloatFormat::F16, FloatFormat::Bf16];
+
+/// Outputs and inputs: whole and partial tiles.
+const SHAPES: [(usize, usize); 3] = [(16, 64), (77, 32), (192, 96)];
+
+/// Rows of the longest product: more than a unit of work has.
+const MAX_ROWS: usize = 130;
+
+/// Counts of rows that reach every block shape.
+const NUM_ROWS: [usize; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 33, MAX_ROWS];
+
+fn random(seed: u64, len: usize) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn encode(format: FloatFormat, values: &[f32]) -> Vec<u8> {
+    let encode = |value: &f32| match format {
+        FloatFormat::F32 => value.to_le_bytes().to_vec(),
+        FloatFormat::F16 => f16::from_f32(*value).to_le_bytes().to_vec(),
+        FloatFormat::Bf16 => bf16::from_f32(*value).to_le_bytes().to_vec(),
+    };
+    values.iter().flat_map(encode).collect()
+}
+
+/// Random weights as files store them, widened row by row, and packed.
+fn weights(format: FloatFormat, shape: (usize, usize)) -> (Vec<Vec<f32>>, FloatMatrix) {
+    let stored = encode(format, &random(1, shape.0 * shape.1));
+    let rows = format.widen(&stored).chunks_exact(shape.1).map(<[f32]>::to_vec).collect();
+    (rows, FloatMatrix::pack(format, shape.1, &[&stored]).unwrap())
+}
+
+fn product(matrix: &FloatMatrix, level: kernel::Level, activations: &[f32]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; activations.len() / matrix.num_inputs() * matrix.num_outputs()];
+    let columns = Columns::all(&mut out, matrix.num_outputs());
+    matrix.matmul_with(level, activations, columns, &CallingThread);
+    out
+}
+
+fn levels() -> Vec<kernel::Level> {
+    let mut levels = vec![kernel::Level::Plain];
+    #[cfg(target_arch = "x86_64")]
+    match kernel::detected() {
+        kernel::Level::Avx512 => levels.extend([kernel::Level::Avx2, kernel::Level::Avx512]),
+        kernel::Level::Avx2 => levels.push(kernel::Level::Avx2),
+        kernel::Level::Plain => {}
+    }
+    levels
+}
+
+#[test]
+fn a_row_comes_back_widened() {
+    for format in FORMATS {
+        for shape in SHAPES {
+            let (rows, packed) = weights(format, shape);
+            let mut row = vec![f32::NAN; shape.1];
+            for (index, expected) in rows.iter().enumerate() {
+                packed.copy_row(index, &mut row);
+                assert_eq!(&row, expected, "{packed:?}, row {index}");
+            }
+            assert_eq!((packed.num_outputs(), packed.num_inputs()), shape);
+        }
+    }
+}
+
+/// The definition: every format, instruction set, row count and place in the batch gives the bits of one chain of
+/// fused multiply-adds with the widened weights.
+#[test]
+fn a_product_has_the_bits_of_one_chain_with_the_widened_weights() {
+    for format in FORMATS {
+        for shape in SHAPES {
+            let (weights, packed) = weights(format, shape);
+            let activations = random(2, MAX_ROWS * shape.1);
+            let rows = activations.chunks_exact(shape.1);
+            let chain =
+                |row: &[f32], weights: &Vec<f32>| row.iter().zip(weights).fold(0f32, |sum, (x, w)| x.mul_add(*w, sum));
+            let expected: Vec<f32> =
+                rows.flat_map(|row| weights.iter().map(move |weights| chain(row, weights))).collect();
+            for level in levels() {
+                for num_rows in NUM_ROWS {
+                    let skipped = MAX_ROWS - num_rows;
+                    let found = product(&packed, level, &activations[skipped * shape.1..]);
+                    let expected = &expected[skipped * shape.0..];
+                    assert!(bits(&found) == bits(expected), "{packed:?} with {level:?} differs at {num_rows} rows");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bias_is_added_to_every_row_of_its_columns() {
+    let (_, packed) = weights(FloatFormat::F16, (21, 32));
+    let (activations, bias) = (random(2, 3 * 32), random(3, 21));
+    let alone = product(&packed, kernel::detected(), &activations);
+    let mut out = vec![-1.0; 3 * 30];
+    let columns = Columns::from(&mut out, 30, 4).with_bias(Some(&bias));
+    packed.matmul(&activations, columns, &CallingThread);
+    for (row, out) in out.chunks_exact(30).enumerate() {
+        let expected: Vec<f32> = alone[row * 21..].iter().zip(&bias).map(|(value, bias)| value + bias).collect();
+        assert_eq!(bits(&out[4..25]), bits(&expected), "row {row}");
+        assert!(out[..4].iter().chain(&out[25..]).all(|value| *value == -1.0), "row {row}: other columns");
+    }
+}
+
+#[test]
+fn several_parts_are_packed_one_after_the_other() {
+    let (top, bottom) = (random(4, 20 * 8), random(5, 7 * 8));
+    let parts = [&top, &bottom].map(|values| encode(FloatFormat::F32, values));
+    let matrix = FloatMatrix::pack(FloatFormat::F32, 8, &[&parts[0], &parts[1]]).unwrap();
+    let mut row = vec![0f32; 8];
+    for (index, expected) in top.chunks_exact(8).chain(bottom.chunks_exact(8)).enumerate() {
+        matrix.copy_row(index, &mut row);
+        assert_eq!(row, expected, "row {index}");
+    }
+    assert_eq!(matrix.num_outputs(), 27);
+}
+
+#[test]
+fn a_matrix_takes_the_bytes_of_its_file() {
+    for format in FORMATS {
+        let (_, packed) = weights(format, (192, 96));
+        assert_eq!(packed.num_bytes(), 192 * 96 * format.element_bytes(), "{format:?}");
+    }
+}
+
+#[test]
+fn bytes_that_are_not_whole_rows_are_refused() {
+    let error = |format, num_inputs, num_bytes| {
+        FloatMatrix::pack(format, num_inputs, &[&vec![0; num_bytes]]).unwrap_err().to_string()
+    };
+    assert_eq!(error(FloatFormat::F32, 8, 33), "33 bytes are not whole rows of 8 inputs in F32");
+    assert_eq!(error(FloatFormat::F16, 7, 14), "14 bytes are not whole rows of 7 inputs in F16");
+    assert_eq!(error(FloatFormat::F32, 0, 0), "0 bytes are not whole rows of 0 inputs in F32");
+}

@@ -1,0 +1,251 @@
+//! How quantized weights lie in files.
+//!
+//! A file stores a row as *blocks* of 32 or 256 inputs. Every type here says the same of an input: its *code* q of a
+//! few bits means `scale · (q - zero) + minimum`, where scale and minimum belong to 32 or 16 inputs, a *span*. In a block
+//! of 256 they are small integers (*step counts*) times the block's own f16 pair.
+//! Source of the blocks: ggml's `ggml-common.h`, their meaning: `dequantize_row_*` in `ggml-quants.c`.
+
+/// Block types that tiles can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockFormat {
+    /// 32 values `d · (q - 8)`, q of 4 bits.
+    Q4_0,
+    /// 32 values `d · q + m`, q of 4 bits.
+    Q4_1,
+    /// 32 values `d · (q - 16)`, q of 5 bits.
+    Q5_0,
+    /// 32 values `d · q + m`, q of 5 bits.
+    Q5_1,
+    /// 32 values `d · q`, q of 8 bits with sign.
+    Q8_0,
+    /// 256 values; of each 16: `d · s · q - d' · s'`, q of 2 bits, s and s' of 4.
+    Q2K,
+    /// 256 values; of each 16: `d · s · (q - 4)`, q of 3 bits, s of 6 with sign.
+    Q3K,
+    /// 256 values; of each 32: `d · s · q - d' · s'`, q of 4 bits, s and s' of 6.
+    Q4K,
+    /// 256 values; of each 32: `d · s · q - d' · s'`, q of 5 bits, s and s' of 6.
+    Q5K,
+    /// 256 values; of each 16: `d · s · (q - 32)`, q of 6 bits, s of 8 with sign.
+    Q6K,
+}
+
+/// Inputs whose codes lie together in a tile and that share an activation scale.
+pub(crate) const BLOCK: usize = 32;
+
+/// Inputs of the largest block.
+pub(crate) const MAX_BLOCK_LEN: usize = 256;
+
+/// Spans of the largest block.
+pub(crate) const MAX_SPANS: usize = 16;
+
+/// What a file's block says, type by type the same.
+pub(crate) struct Block {
+    /// By input; the code fills the high bits of its byte and zero is 128, so that all types subtract the same.
+    pub(crate) codes: [u8; MAX_BLOCK_LEN],
+    /// f16 bits of the scale, or of its step.
+    pub(crate) scale: u16,
+    /// f16 bits of what is added, or of its step; zero where a type has none.
+    pub(crate) minimum: u16,
+    /// By span: how many steps the scale has. Unused in blocks of 32.
+    pub(crate) scale_steps: [i8; MAX_SPANS],
+    /// By span: how many steps the minimum has.
+    pub(crate) minimum_steps: [i8; MAX_SPANS],
+}
+
+impl BlockFormat {
+    /// All of them; a kernel's format is an index into this.
+    pub const ALL: [Self; 10] = [
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2K,
+        Self::Q3K,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
+
+    /// Values of a file's block.
+    pub const fn block_len(self) -> usize {
+        if self.has_steps() { MAX_BLOCK_LEN } else { BLOCK }
+    }
+
+    /// Bytes of a file's block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q8_0 => 34,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
+        }
+    }
+
+    /// Bits of a code.
+    pub(crate) const fn bits(self) -> u32 {
+        match self {
+            Self::Q2K => 2,
+            Self::Q3K => 3,
+            Self::Q4_0 | Self::Q4_1 | Self::Q4K => 4,
+            Self::Q5_0 | Self::Q5_1 | Self::Q5K => 5,
+            Self::Q6K => 6,
+            Self::Q8_0 => 8,
+        }
+    }
+
+    /// Whether scales are multiples of a step that 256 inputs share.
+    pub(crate) const fn has_steps(self) -> bool {
+        matches!(self, Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K)
+    }
+
+    /// Whether something is added to what codes mean.
+    pub(crate) const fn has_minima(self) -> bool {
+        matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q2K | Self::Q4K | Self::Q5K)
+    }
+
+    /// Spans of 32 inputs: 2 where 16 share a scale.
+    pub(crate) const fn spans(self) -> usize {
+        if matches!(self, Self::Q2K | Self::Q3K | Self::Q6K) { 2 } else { 1 }
+    }
+
+    /// Reads a file's block.
+    pub(crate) fn read_block(self, bytes: &[u8]) -> Block {
+        let mut block = Block {
+            codes: [0; MAX_BLOCK_LEN],
+            scale: 0,
+            minimum: 0,
+            scale_steps: [0; MAX_SPANS],
+            minimum_steps: [0; MAX_SPANS],
+        };
+        match self {
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => self.read_nibbles(bytes, &mut block),
+            Self::Q8_0 => {
+                let [scale, codes] = split(bytes, [2, 32]);
+                block.scale = half_bits(scale);
+                fill(&mut block.codes, |input| codes[input] ^ 0x80, BLOCK);
+            }
+            Self::Q2K => read_q2k(bytes, &mut block),
+            Self::Q3K => read_q3k(bytes, &mut block),
+            Self::Q4K | Self::Q5K => self.read_q4k_or_q5k(bytes, &mut block),
+            Self::Q6K => read_q6k(bytes, &mut block),
+        }
+        block
+    }
+
+    /// Blocks of 32 with codes of 4 or 5 bits.
+    fn read_nibbles(self, bytes: &[u8], block: &mut Block) {
+        let num_minimum_bytes = if self.has_minima() { 2 } else { 0 };
+        let num_fifth_bytes = if self.bits() == 5 { 4 } else { 0 };
+        let [scale, minimum, fifths, nibbles] = split(bytes, [2, num_minimum_bytes, num_fifth_bytes, 16]);
+        block.scale = half_bits(scale);
+        if self.has_minima() {
+            block.minimum = half_bits(minimum);
+        }
+        // Input i shares a byte with input i + 16.
+        let nibble = |input: usize| nibbles[input % 16] >> (input / 16 * 4) & 15;
+        if fifths.is_empty() {
+            fill(&mut block.codes, |input| nibble(input) << 4, BLOCK);
+        } else {
+            let fifth = |input: usize| fifths[input / 8] >> (input % 8) & 1;
+            fill(&mut block.codes, |input| nibble(input) << 3 | fifth(input) << 7, BLOCK);
+        }
+    }
+
+    fn read_q4k_or_q5k(self, bytes: &[u8], block: &mut Block) {
+        let num_fifth_bytes = if self.bits() == 5 { 32 } else { 0 };
+        let [scale, minimum, steps, fifths, nibbles] = split(bytes, [2, 2, 12, num_fifth_bytes, 128]);
+        block.scale = half_bits(scale);
+        block.minimum = negated(half_bits(minimum));
+        for span in 0..8 {
+            // Six bits each: four spans whole, and the other four in what those leave of their bytes.
+            let (scale, minimum) = if span < 4 {
+                (steps[span] & 63, steps[span + 4] & 63)
+            } else {
+                let low = steps[span + 4];
+                (low & 15 | steps[span - 4] >> 6 << 4, low >> 4 | steps[span] >> 6 << 4)
+            };
+            block.scale_steps[span] = scale.cast_signed();
+            block.minimum_steps[span] = minimum.cast_signed();
+        }
+        // Spans 2i and 2i + 1 are the low and high nibbles of 32 bytes.
+        let nibble = |input: usize| nibbles[input / 64 * 32 + input % 32] >> (input / 32 % 2 * 4) & 15;
+        if fifths.is_empty() {
+            fill(&mut block.codes, |input| nibble(input) << 4, MAX_BLOCK_LEN);
+        } else {
+            let fifth = |input: usize| fifths[input % 32] >> (input / 32) & 1;
+            fill(&mut block.codes, |input| nibble(input) << 3 | fifth(input) << 7, MAX_BLOCK_LEN);
+        }
+    }
+}
+
+fn read_q2k(bytes: &[u8], block: &mut Block) {
+    let [steps, codes, scale, minimum] = split(bytes, [16, 64, 2, 2]);
+    block.scale = half_bits(scale);
+    block.minimum = negated(half_bits(minimum));
+    for (span, steps) in steps.iter().enumerate() {
+        block.scale_steps[span] = (steps & 15).cast_signed();
+        block.minimum_steps[span] = (steps >> 4).cast_signed();
+    }
+    fill(&mut block.codes, |input| two_bits(codes, input) << 6, MAX_BLOCK_LEN);
+}
+
+fn read_q3k(bytes: &[u8], block: &mut Block) {
+    let [thirds, codes, steps, scale] = split(bytes, [32, 64, 12, 2]);
+    block.scale = half_bits(scale);
+    for span in 0..MAX_SPANS {
+        let low = steps[span % 8] >> (span / 8 * 4) & 15;
+        let high = steps[8 + span % 4] >> (span / 4 * 2) & 3;
+        block.scale_steps[span] = (low | high << 4).cast_signed() - 32;
+    }
+    let third = |input: usize| thirds[input % 32] >> (input / 32) & 1;
+    fill(&mut block.codes, |input| two_bits(codes, input) << 5 | third(input) << 7, MAX_BLOCK_LEN);
+}
+
+fn read_q6k(bytes: &[u8], block: &mut Block) {
+    let [nibbles, pairs, steps, scale] = split(bytes, [128, 64, 16, 2]);
+    block.scale = half_bits(scale);
+    for (to, step) in block.scale_steps.iter_mut().zip(steps) {
+        *to = step.cast_signed();
+    }
+    // Of each 128 inputs the first 64 are low nibbles.
+    let nibble = |input: usize| nibbles[input / 128 * 64 + input % 64] >> (input / 64 % 2 * 4) & 15;
+    fill(&mut block.codes, |input| nibble(input) << 2 | two_bits(pairs, input) << 6, MAX_BLOCK_LEN);
+}
+
+/// Pairs of bits as all k-quants keep them: of each 128 inputs, every 32 in the same bits of 32 bytes.
+fn two_bits(pairs: &[u8], input: usize) -> u8 {
+    pairs[input / 128 * 32 + input % 32] >> (input / 32 % 4 * 2) & 3
+}
+
+fn fill(codes: &mut [u8], code: impl Fn(usize) -> u8, len: usize) {
+    for (input, to) in codes[..len].iter_mut().enumerate() {
+        *to = code(input);
+    }
+}
+
+/// `bytes` in parts of these lengths.
+fn split<const N: usize>(bytes: &[u8], lens: [usize; N]) -> [&[u8]; N] {
+    let mut rest = bytes;
+    lens.map(|len| {
+        let (part, left) = rest.split_at(len);
+        rest = left;
+        part
+    })
+}
+
+fn half_bits(bytes: &[u8]) -> u16 {
+    u16::from_le_bytes([bytes[0], bytes[1]])
+}
+
+/// k-quants subtract their minima; tiles add them.
+fn negated(half_bits: u16) -> u16 {
+    half_bits ^ 0x8000
+}

@@ -1,0 +1,98 @@
+//! Kernels, compiled for each instruction set and chosen by what the CPU has.
+
+#![expect(clippy::inline_always, reason = "a call would keep a kernel's registers from staying where they are")]
+#![expect(clippy::cast_ptr_alignment, reason = "pointers are read by unaligned loads")]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod lanes;
+mod product;
+mod weights;
+
+pub(crate) use product::{Job, MAX_EXPANDED_BYTES, TILES_AT_ONCE};
+
+use crate::activations::{self, Strip};
+use lanes::PlainLanes;
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("tiles hold little-endian values, which kernels load as they are");
+
+/// Instruction sets that kernels are compiled for. All give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// No intrinsics.
+    Plain,
+    /// 256-bit registers with FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// The same with dot products of bytes.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    /// 512-bit registers with dot products of bytes.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Level {
+    /// The best of this CPU.
+    pub(crate) fn detected() -> Self {
+        *Self::available().last().expect("plain kernels run everywhere")
+    }
+
+    /// All that this CPU has, best last.
+    pub(crate) fn available() -> &'static [Self] {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let has_avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+            let has_avx_vnni = has_avx2 && is_x86_feature_detected!("avxvnni");
+            let has_avx512 = has_avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vnni");
+            match (has_avx512, has_avx_vnni, has_avx2) {
+                (true, true, _) => &[Self::Plain, Self::Avx2, Self::AvxVnni, Self::Avx512],
+                (true, false, _) => &[Self::Plain, Self::Avx2, Self::Avx512],
+                (false, true, _) => &[Self::Plain, Self::Avx2, Self::AvxVnni],
+                (false, false, true) => &[Self::Plain, Self::Avx2],
+                (false, false, false) => &[Self::Plain],
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        &[Self::Plain]
+    }
+}
+
+/// Computes `job`.
+///
+/// # Safety
+/// The CPU has `level`; the rest as [`product::run`] says.
+pub(crate) unsafe fn run(level: Level, job: &mut Job<'_>) {
+    // SAFETY: the caller's promise is the callee's.
+    unsafe {
+        match level {
+            Level::Plain => product::run::<PlainLanes>(job),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => product::run::<avx2::Avx2Lanes>(job),
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => product::run::<avx2::AvxVnniLanes>(job),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => product::run::<avx512::Avx512Lanes>(job),
+        }
+    }
+}
+
+/// Quantizes a strip of rows.
+pub(crate) fn quantize(level: Level, values: &[f32], num_inputs: usize, strip: &mut Strip<'_>) {
+    match level {
+        Level::Plain => strip.fill(values, num_inputs, activations::quantize_block),
+        // SAFETY: the CPU has the level, as all that `Level` gives out.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::AvxVnni => unsafe { avx2::quantize(values, num_inputs, strip) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { avx512::quantize(values, num_inputs, strip) },
+    }
+}

@@ -1,0 +1,269 @@
+//! Quantized weight matrices.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::marker::PhantomData;
+
+use crate::activations::{QuantizedRows, STRIP, SpanSet};
+use crate::format::{BLOCK, BlockFormat};
+use crate::kernels::{self, Job, Level, MAX_EXPANDED_BYTES, TILES_AT_ONCE};
+use crate::storage::{self, CacheLine};
+use crate::threads::{SendPointer, Threads};
+use crate::tile::TILE;
+
+/// What the activations of one unit of work may take: half of a second-level cache of 1 MB, the other half is for
+/// expanded tiles and the results.
+const MAX_UNIT_BYTES: usize = 512 * 1024;
+
+/// A weight `[N, K]` of quantized blocks: tiles of 16 outputs, each a run of groups of inputs; the last tile is zero-padded.
+pub struct BlockMatrix {
+    storage: Vec<CacheLine>,
+    format: BlockFormat,
+    num_outputs: usize,
+    num_inputs: usize,
+}
+
+/// Why bytes are not a matrix.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{num_bytes} bytes are not whole rows of {num_inputs} inputs in {format}")]
+pub struct NotRows {
+    pub(crate) num_bytes: usize,
+    pub(crate) num_inputs: usize,
+    pub(crate) format: String,
+}
+
+/// Columns of a row-major `[T, columns]` matrix that a product fills.
+pub struct Columns<'a> {
+    values: &'a mut [f32],
+    num_columns: usize,
+    first: usize,
+    bias: Option<&'a [f32]>,
+}
+
+impl<'a> Columns<'a> {
+    /// All columns of `values`.
+    pub fn all(values: &'a mut [f32], num_columns: usize) -> Self {
+        Self::from(values, num_columns, 0)
+    }
+
+    /// Columns of `values`, which are rows of `num_columns`, from `first` on.
+    pub fn from(values: &'a mut [f32], num_columns: usize, first: usize) -> Self {
+        Self { values, num_columns, first, bias: None }
+    }
+
+    /// Adds `bias`, one value per column of the product, to every row.
+    #[must_use]
+    pub fn with_bias(self, bias: Option<&'a [f32]>) -> Self {
+        Self { bias, ..self }
+    }
+
+    /// # Panics
+    /// If `num_rows` rows of `num_outputs` do not fit.
+    pub(crate) fn check(&self, num_rows: usize, num_outputs: usize) {
+        assert!(self.first + num_outputs <= self.num_columns, "{num_outputs} columns from {} on", self.first);
+        assert_eq!(self.values.len(), num_rows * self.num_columns, "rows of the product");
+        assert!(self.bias.is_none_or(|bias| bias.len() == num_outputs), "one bias per output");
+    }
+}
+
+/// [`Columns`] as kernels write them.
+#[derive(Clone, Copy)]
+pub(crate) struct Output<'a> {
+    pub(crate) at: SendPointer<f32>,
+    /// From row to row.
+    pub(crate) stride: usize,
+    pub(crate) num_columns: usize,
+    /// Added to the first row; null for nothing.
+    pub(crate) addend: SendPointer<f32>,
+    /// From row to row of what is added: a bias is the same for all.
+    pub(crate) addend_stride: usize,
+    columns: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Output<'a> {
+    pub(crate) fn new(columns: Columns<'a>, num_outputs: usize) -> Self {
+        Self {
+            at: SendPointer(columns.values[columns.first..].as_mut_ptr()),
+            stride: columns.num_columns,
+            num_columns: num_outputs,
+            // Never written.
+            addend: SendPointer(columns.bias.map_or(std::ptr::null_mut(), |bias| bias.as_ptr().cast_mut())),
+            addend_stride: 0,
+            columns: PhantomData,
+        }
+    }
+
+    /// Adds to what is there.
+    pub(crate) fn accumulating(self) -> Self {
+        Self { addend: self.at, addend_stride: self.stride, ..self }
+    }
+}
+
+/// A matrix as kernels read it.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiles<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) format: BlockFormat,
+    /// Of a tile.
+    pub(crate) num_groups: usize,
+}
+
+impl BlockMatrix {
+    /// Packs `parts`, each a whole number of rows of `num_inputs` as a file stores them, one part after the other.
+    ///
+    /// # Errors
+    /// [`NotRows`]: a part ends within a row, or a row within a block.
+    pub fn pack(format: BlockFormat, num_inputs: usize, parts: &[&[u8]]) -> Result<Self, NotRows> {
+        let row_bytes = num_inputs / format.block_len() * format.block_bytes();
+        let is_whole = |part: &&[u8]| row_bytes > 0 && part.len().is_multiple_of(row_bytes);
+        if !num_inputs.is_multiple_of(format.block_len()) || !parts.iter().all(is_whole) {
+            let num_bytes = parts.iter().map(|part| part.len()).sum();
+            return Err(NotRows { num_bytes, num_inputs, format: format!("{format:?}") });
+        }
+        let rows: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks_exact(row_bytes)).collect();
+        let group_bytes = format.group_layout().num_bytes;
+        let tile_bytes = num_inputs / format.block_len() * group_bytes;
+        let num_bytes = rows.len().div_ceil(TILE) * tile_bytes;
+        let mut storage = storage::zeroed(num_bytes);
+        let tiles = storage::bytes_mut(&mut storage)[..num_bytes].chunks_exact_mut(tile_bytes);
+        for (tile, rows) in tiles.zip(rows.chunks(TILE)) {
+            for (lane, row) in rows.iter().enumerate() {
+                for (block, group) in row.chunks_exact(format.block_bytes()).zip(tile.chunks_exact_mut(group_bytes)) {
+                    format.pack_block(&format.read_block(block), lane, group);
+                }
+            }
+        }
+        Ok(Self { storage, format, num_outputs: rows.len(), num_inputs })
+    }
+
+    /// N.
+    pub fn num_outputs(&self) -> usize {
+        self.num_outputs
+    }
+
+    /// K.
+    pub fn num_inputs(&self) -> usize {
+        self.num_inputs
+    }
+
+    /// How weights are stored.
+    pub fn format(&self) -> BlockFormat {
+        self.format
+    }
+
+    /// What [`QuantizedRows`] must have.
+    pub fn spans(&self) -> SpanSet {
+        if self.format.spans() == 2 { SpanSet::WithHalves } else { SpanSet::Whole }
+    }
+
+    /// Bytes held.
+    pub fn num_bytes(&self) -> usize {
+        size_of_val(self.storage.as_slice())
+    }
+
+    /// Row `index`, dequantized.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` is not K long.
+    pub fn copy_row(&self, index: usize, out: &mut [f32]) {
+        assert!(index < self.num_outputs && out.len() == self.num_inputs, "row {index} into {} values", out.len());
+        let group_bytes = self.format.group_layout().num_bytes;
+        let tile_bytes = self.num_groups() * group_bytes;
+        let tile = &storage::bytes(&self.storage)[index / TILE * tile_bytes..][..tile_bytes];
+        for (group, out) in tile.chunks_exact(group_bytes).zip(out.chunks_exact_mut(self.format.block_len())) {
+            self.format.unpack_lane(group, index % TILE, out);
+        }
+    }
+
+    /// `activations` `[T, K]` → `out` `[T, N]`. A row of it depends on that row of the activations alone.
+    ///
+    /// # Panics
+    /// If sizes differ, or the activations lack the sums that [`Self::spans`] asks for.
+    pub fn matmul(&self, activations: &QuantizedRows, out: Columns<'_>, threads: &dyn Threads) {
+        self.matmul_with(Level::detected(), activations, out, threads);
+    }
+
+    pub(crate) fn matmul_with(
+        &self,
+        level: Level,
+        activations: &QuantizedRows,
+        out: Columns<'_>,
+        threads: &dyn Threads,
+    ) {
+        assert_eq!(activations.num_inputs(), self.num_inputs, "inputs of the activations");
+        assert!(self.spans() == SpanSet::Whole || activations.has_halves(), "{self:?} needs sums of 16 activations");
+        out.check(activations.num_rows(), self.num_outputs);
+        let out = Output::new(out, self.num_outputs);
+        let num_tiles = self.num_outputs.div_ceil(TILE);
+        let num_runs = num_tiles.div_ceil(TILES_AT_ONCE);
+        let num_strips = activations.num_rows().div_ceil(STRIP);
+        let chunks = RowChunks::new(num_strips, self.num_inputs);
+        threads.run(chunks.count * num_runs, &|units| {
+            let mut unit = units.start;
+            while unit < units.end {
+                let (chunk, run) = (unit / num_runs, unit % num_runs);
+                let runs = run..num_runs.min(run + units.end - unit);
+                unit += runs.len();
+                let tiles = runs.start * TILES_AT_ONCE..num_tiles.min(runs.end * TILES_AT_ONCE);
+                let strips = chunk * chunks.strips..num_strips.min((chunk + 1) * chunks.strips);
+                let num_blocks = if strips.len() > 1 { self.num_inputs / BLOCK } else { 0 };
+                with_scratch(num_blocks * MAX_EXPANDED_BYTES, |scratch| {
+                    let mut job = Job { weights: self.tiles(), activations, out, tiles, strips, scratch };
+                    // SAFETY: the CPU has the level; tiles and strips are counted from the sizes asserted above, units
+                    // are disjoint in (tile, strip), and `run` returns only after all are done.
+                    unsafe { kernels::run(level, &mut job) };
+                    if let Some(rest) = &activations.rest {
+                        (job.activations, job.out) = (rest, out.accumulating());
+                        // SAFETY: as above; the rest has the same sizes, and these results are there now.
+                        unsafe { kernels::run(level, &mut job) };
+                    }
+                });
+            }
+        });
+    }
+
+    fn num_groups(&self) -> usize {
+        self.num_inputs / self.format.block_len()
+    }
+
+    fn tiles(&self) -> Tiles<'_> {
+        Tiles { bytes: storage::bytes(&self.storage), format: self.format, num_groups: self.num_groups() }
+    }
+}
+
+impl fmt::Debug for BlockMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BlockMatrix[{}, {}; {:?}]", self.num_outputs, self.num_inputs, self.format)
+    }
+}
+
+/// Strips that stay in the second-level cache while tile after tile passes over them.
+struct RowChunks {
+    /// Of a chunk; the last may have fewer.
+    strips: usize,
+    count: usize,
+}
+
+impl RowChunks {
+    fn new(num_strips: usize, num_inputs: usize) -> Self {
+        // A quant, and of each block four sums and a scale.
+        let strip_bytes = STRIP * (num_inputs + num_inputs / BLOCK * 20);
+        let max_strips = (MAX_UNIT_BYTES / strip_bytes.max(1)).max(2);
+        // Of nearly equal size.
+        let count = num_strips.div_ceil(max_strips);
+        Self { strips: num_strips.div_ceil(count.max(1)).max(1), count }
+    }
+}
+
+/// A thread's own buffer, kept between products.
+fn with_scratch(num_bytes: usize, work: impl FnOnce(&mut [u8])) {
+    thread_local! {
+        static SCRATCH: RefCell<Vec<CacheLine>> = const { RefCell::new(Vec::new()) };
+    }
+    SCRATCH.with_borrow_mut(|lines| {
+        if lines.len() * size_of::<CacheLine>() < num_bytes {
+            *lines = storage::zeroed(num_bytes);
+        }
+        work(&mut storage::bytes_mut(lines)[..num_bytes]);
+    });
+}

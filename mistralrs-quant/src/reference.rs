@@ -1,0 +1,51 @@
+//! What products are, in plain loops over files' bytes. Kernels agree with it up to the rounding of f32.
+
+use half::f16;
+
+use crate::format::{BLOCK, BlockFormat};
+
+/// A row of blocks as ggml dequantizes it.
+pub fn dequantize(format: BlockFormat, row: &[u8]) -> Vec<f32> {
+    let shift = 8 - format.bits();
+    let zero = if format.has_minima() { 0 } else { 128 >> shift };
+    let mut values = Vec::new();
+    for bytes in row.chunks_exact(format.block_bytes()) {
+        let block = format.read_block(bytes);
+        let (scale, minimum) = (f16::from_bits(block.scale).to_f32(), f16::from_bits(block.minimum).to_f32());
+        for (input, code) in block.codes[..format.block_len()].iter().enumerate() {
+            let span = input / (BLOCK / format.spans());
+            let steps = |steps: i8| if format.has_steps() { f32::from(steps) } else { 1.0 };
+            let value = f32::from(i16::from(code >> shift) - zero);
+            let minimum = minimum * steps(block.minimum_steps[span]);
+            values.push(scale * steps(block.scale_steps[span]) * value + minimum);
+        }
+    }
+    values
+}
+
+/// Activations after rounding to 8 bits, as floats again; as many as there are, a multiple of 32.
+pub fn round_activations(values: &[f32]) -> Vec<f32> {
+    let round_block = |block: &[f32]| {
+        let reach = block.iter().fold(0f32, |reach, value| reach.max(value.abs()));
+        let (factor, scale) = if reach < 1e-30 { (0.0, 0.0) } else { (127.0 / reach, reach / 127.0) };
+        block.iter().map(|value| f32::from((value * factor).round_ties_even() as i8) * scale).collect::<Vec<_>>()
+    };
+    values.chunks_exact(BLOCK).flat_map(round_block).collect()
+}
+
+/// `activations` `[T, K]`, rounded, times the matrix of `rows` `[N, K]`: `[T, N]`, with the sum of the magnitudes of what
+/// was added up, the measure of rounding errors.
+pub fn matmul(format: BlockFormat, rows: &[&[u8]], activations: &[f32], num_inputs: usize) -> Vec<(f64, f64)> {
+    let weights: Vec<Vec<f32>> = rows.iter().map(|row| dequantize(format, row)).collect();
+    let mut out = Vec::new();
+    for activations in round_activations(activations).chunks_exact(num_inputs) {
+        for weights in &weights {
+            let products =
+                activations.iter().zip(weights).map(|(value, weight)| f64::from(*value) * f64::from(*weight));
+            let (sum, magnitude) =
+                products.fold((0.0, 0.0), |(sum, all), product| (sum + product, all + product.abs()));
+            out.push((sum, magnitude));
+        }
+    }
+    out
+}

@@ -1,0 +1,329 @@
+use std::ops::Range;
+
+use half::f16;
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::format::BLOCK;
+use crate::kernels::Level;
+
+/// Counts of rows that reach every kernel: parts of a strip, whole ones, several.
+const NUM_ROWS: [usize; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 17, 33, MAX_ROWS];
+const MAX_ROWS: usize = 70;
+
+/// Allowed beside the sum of magnitudes: a few roundings of f32.
+const MAX_ERROR: f64 = 1e-6;
+
+/// Threads of its own for every call, with ranges in no order.
+struct Scoped(usize);
+
+impl Threads for Scoped {
+    fn run(&self, num_units: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
+        let size = num_units.div_ceil(self.0).max(1);
+        std::thread::scope(|scope| {
+            for start in (0..num_units).step_by(size).rev() {
+                scope.spawn(move || work(start..num_units.min(start + size)));
+            }
+        });
+    }
+}
+
+/// Where blocks have their f16 numbers.
+fn places_of_halves(format: BlockFormat) -> &'static [usize] {
+    match format {
+        BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 => &[0],
+        BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
+        BlockFormat::Q2K => &[80, 82],
+        BlockFormat::Q3K => &[108],
+        BlockFormat::Q6K => &[208],
+    }
+}
+
+/// Blocks of any codes and steps, with scales made by `half`.
+fn random_rows(
+    format: BlockFormat,
+    (num_outputs, num_inputs): (usize, usize),
+    rng: &mut ChaCha8Rng,
+    half: impl Fn(&mut ChaCha8Rng) -> f16,
+) -> Vec<u8> {
+    let num_blocks = num_outputs * num_inputs / format.block_len();
+    let mut bytes: Vec<u8> = (0..num_blocks * format.block_bytes()).map(|_| rng.random()).collect();
+    for block in bytes.chunks_exact_mut(format.block_bytes()) {
+        for place in places_of_halves(format) {
+            block[*place..place + 2].copy_from_slice(&half(rng).to_le_bytes());
+        }
+    }
+    bytes
+}
+
+fn any_half(rng: &mut ChaCha8Rng) -> f16 {
+    f16::from_f32(rng.random_range(-2.0..2.0))
+}
+
+fn random_values(len: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Outputs and inputs: whole and partial tiles, several groups.
+fn shapes(format: BlockFormat) -> [(usize, usize); 3] {
+    let len = format.block_len();
+    [(16, 2 * len), (77, len), (48, 3 * len)]
+}
+
+fn product(matrix: &BlockMatrix, level: Level, activations: &[f32], threads: &dyn Threads) -> Vec<f32> {
+    let rows = QuantizedRows::new_with(level, activations, (matrix.num_inputs(), matrix.spans()), threads);
+    let mut out = vec![f32::NAN; rows.num_rows() * matrix.num_outputs()];
+    matrix.matmul_with(level, &rows, Columns::all(&mut out, matrix.num_outputs()), threads);
+    out
+}
+
+/// Fails unless the product is the reference's but for rounding, and the same at every level.
+fn check_product(format: BlockFormat, num_inputs: usize, weights: &[u8], activations: &[f32]) {
+    let matrix = BlockMatrix::pack(format, num_inputs, &[weights]).unwrap();
+    let rows: Vec<&[u8]> = weights.chunks_exact(weights.len() / matrix.num_outputs()).collect();
+    let expected = reference::matmul(format, &rows, activations, num_inputs);
+    let plain = product(&matrix, Level::Plain, activations, &CallingThread);
+    for (index, (found, (expected, magnitude))) in plain.iter().zip(expected).enumerate() {
+        let error = (f64::from(*found) - expected).abs();
+        let allowed = MAX_ERROR * magnitude + f64::from(f32::MIN_POSITIVE);
+        assert!(error <= allowed, "{matrix:?}, {index}: {found} is not {expected} within {allowed}");
+    }
+    for level in Level::available() {
+        let found = product(&matrix, *level, activations, &CallingThread);
+        assert!(bits(&found) == bits(&plain), "{matrix:?} with {level:?} is not what plain loops give");
+    }
+}
+
+#[test]
+fn a_row_comes_back_as_it_was_stored() {
+    for format in BlockFormat::ALL {
+        for (num_outputs, num_inputs) in shapes(format) {
+            let mut rng = ChaCha8Rng::seed_from_u64(1);
+            let weights = random_rows(format, (num_outputs, num_inputs), &mut rng, any_half);
+            let matrix = BlockMatrix::pack(format, num_inputs, &[&weights]).unwrap();
+            let mut row = vec![f32::NAN; num_inputs];
+            for (index, stored) in weights.chunks_exact(weights.len() / num_outputs).enumerate() {
+                matrix.copy_row(index, &mut row);
+                assert_eq!(bits(&row), bits(&reference::dequantize(format, stored)), "{matrix:?}, row {index}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_is_the_references_at_every_level() {
+    for format in BlockFormat::ALL {
+        for shape in shapes(format) {
+            let mut rng = ChaCha8Rng::seed_from_u64(2);
+            let weights = random_rows(format, shape, &mut rng, any_half);
+            check_product(format, shape.1, &weights, &random_values(11 * shape.1, &mut rng));
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_among_others_and_on_any_number_of_threads() {
+    for format in BlockFormat::ALL {
+        let shape = shapes(format)[1];
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let matrix = BlockMatrix::pack(format, shape.1, &[&random_rows(format, shape, &mut rng, any_half)]).unwrap();
+        let activations = random_values(MAX_ROWS * shape.1, &mut rng);
+        for level in Level::available() {
+            let expected = product(&matrix, *level, &activations, &CallingThread);
+            for num_rows in NUM_ROWS {
+                let skipped = MAX_ROWS - num_rows;
+                for num_threads in [1, 2, 5] {
+                    let found = product(&matrix, *level, &activations[skipped * shape.1..], &Scoped(num_threads));
+                    let is_same = bits(&found) == bits(&expected[skipped * shape.0..]);
+                    assert!(is_same, "{matrix:?} with {level:?}: {num_rows} rows, {num_threads} threads");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_codes_and_the_smallest_scales_are_exact_sums_too() {
+    for format in BlockFormat::ALL {
+        let num_inputs = 2 * format.block_len();
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let halves = [f16::ZERO, f16::from_bits(1), f16::from_bits(0x8001), f16::from_f32(60000.0), f16::MIN_POSITIVE];
+        for half in halves {
+            for byte in [0, 0x7f, 0x80, 0xff] {
+                let mut weights = random_rows(format, (17, num_inputs), &mut rng, |_| half);
+                for block in weights.chunks_exact_mut(format.block_bytes()) {
+                    let scales = places_of_halves(format);
+                    block.iter_mut().enumerate().for_each(|(index, to)| {
+                        *to = if scales.contains(&index) || scales.contains(&(index.wrapping_sub(1))) {
+                            *to
+                        } else {
+                            byte
+                        };
+                    });
+                }
+                for value in [0.0, 1.0, -1.0, 1e25, -1e-29, f32::from_bits(1)] {
+                    check_product(format, num_inputs, &weights, &vec![value; num_inputs]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_are_rounded_as_the_reference_rounds_them() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut values = random_values(4 * BLOCK, &mut rng);
+    // Halves between two quants go to the even one.
+    for (index, value) in values[..BLOCK].iter_mut().enumerate() {
+        *value = if index == 0 { 127.0 } else { index as f32 - 15.5 };
+    }
+    values[BLOCK..2 * BLOCK].fill(f32::MIN_POSITIVE / 2.0);
+    let rows = QuantizedRows::new(&values, values.len(), SpanSet::WithHalves, &CallingThread);
+    let found = rows.quants.iter().enumerate().map(|(index, quant)| f32::from(*quant) * rows.scales[index / BLOCK]);
+    assert_eq!(bits(&found.collect::<Vec<_>>()), bits(&reference::round_activations(&values)));
+    for (half, quants) in rows.quants.chunks_exact(BLOCK / 2).enumerate() {
+        let sum: i32 = quants.iter().map(|quant| i32::from(*quant)).sum();
+        assert_eq!(rows.halves.sums[half] as i32, sum, "half {half}");
+    }
+}
+
+#[test]
+fn sixteen_bits_are_as_good_as_exact_and_the_same_everywhere() {
+    for format in BlockFormat::ALL {
+        let (num_outputs, num_inputs) = shapes(format)[1];
+        let mut rng = ChaCha8Rng::seed_from_u64(10);
+        let weights = random_rows(format, (num_outputs, num_inputs), &mut rng, any_half);
+        let matrix = BlockMatrix::pack(format, num_inputs, &[&weights]).unwrap();
+        let activations = random_values(MAX_ROWS * num_inputs, &mut rng);
+        let (bias, mut widened) = (random_values(num_outputs, &mut rng), vec![0.0; num_inputs]);
+        let product = |level: Level, activations: &[f32]| {
+            let rows = QuantizedRows::new_with(level, activations, (num_inputs, matrix.spans()), &CallingThread);
+            let rows = rows.refined_with(level, activations, Precision::Bits16, &CallingThread);
+            let mut out = vec![f32::NAN; rows.num_rows() * num_outputs];
+            let columns = Columns::all(&mut out, num_outputs).with_bias(Some(&bias));
+            matrix.matmul_with(level, &rows, columns, &Scoped(2));
+            out
+        };
+        let expected = product(Level::Plain, &activations);
+        for output in 0..num_outputs {
+            matrix.copy_row(output, &mut widened);
+            for (row, activations) in activations.chunks_exact(num_inputs).enumerate() {
+                let products = activations.iter().zip(&widened).map(|(value, weight)| f64::from(value * weight));
+                let (exact, magnitude) = products.fold((0.0, 0.0), |(sum, all), each| (sum + each, all + each.abs()));
+                let found = f64::from(expected[row * num_outputs + output]);
+                let error = (found - exact - f64::from(bias[output])).abs();
+                assert!(error <= 1e-4 * magnitude, "{matrix:?}, {row}, {output}: {error} off of {magnitude}");
+            }
+        }
+        for level in Level::available() {
+            for num_rows in [1, 9, 33, MAX_ROWS] {
+                let skipped = MAX_ROWS - num_rows;
+                let found = product(*level, &activations[skipped * num_inputs..]);
+                let is_same = bits(&found) == bits(&expected[skipped * num_outputs..]);
+                assert!(is_same, "{matrix:?} with {level:?}: {num_rows} rows");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_number_stays_in_its_row_and_is_seen_there() {
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    for format in BlockFormat::ALL {
+        let num_inputs = format.block_len();
+        let weights = random_rows(format, (16, num_inputs), &mut rng, any_half);
+        let matrix = BlockMatrix::pack(format, num_inputs, &[&weights]).unwrap();
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut activations = random_values(3 * num_inputs, &mut rng);
+            activations[num_inputs + 3] = odd;
+            let out = product(&matrix, Level::detected(), &activations, &CallingThread);
+            let is_finite: Vec<bool> = out.iter().map(|value| value.is_finite()).collect();
+            assert_eq!(is_finite, [[true; 16], [false; 16], [true; 16]].concat(), "{format:?}, {odd}");
+        }
+    }
+}
+
+#[test]
+fn a_product_fills_its_columns_only_and_adds_the_bias() {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let (num_outputs, num_inputs) = (21, 64);
+    let weights = random_rows(BlockFormat::Q4_1, (num_outputs, num_inputs), &mut rng, any_half);
+    let matrix = BlockMatrix::pack(BlockFormat::Q4_1, num_inputs, &[&weights]).unwrap();
+    let (activations, bias) = (random_values(10 * num_inputs, &mut rng), random_values(num_outputs, &mut rng));
+    let alone = product(&matrix, Level::detected(), &activations, &CallingThread);
+    let rows = QuantizedRows::new(&activations, num_inputs, SpanSet::WithHalves, &CallingThread);
+    let mut out = vec![-1.0; 10 * 40];
+    matrix.matmul(&rows, Columns::from(&mut out, 40, 5).with_bias(Some(&bias)), &Scoped(2));
+    for (row, out) in out.chunks_exact(40).enumerate() {
+        let expected = alone[row * num_outputs..].iter().zip(&bias).map(|(value, bias)| value + bias);
+        assert_eq!(bits(&out[5..26]), bits(&expected.collect::<Vec<_>>()), "row {row}");
+        assert!(out[..5].iter().chain(&out[26..]).all(|value| *value == -1.0), "row {row}: other columns");
+    }
+}
+
+#[test]
+fn several_parts_are_packed_one_after_the_other() {
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let parts = [20, 7].map(|num_outputs| random_rows(BlockFormat::Q8_0, (num_outputs, 32), &mut rng, any_half));
+    let apart = BlockMatrix::pack(BlockFormat::Q8_0, 32, &[&parts[0], &parts[1]]).unwrap();
+    let together = BlockMatrix::pack(BlockFormat::Q8_0, 32, &[&parts.concat()]).unwrap();
+    assert_eq!(apart.num_outputs(), 27);
+    let rows = |matrix: &BlockMatrix| {
+        let mut out = vec![0.0; 27 * 32];
+        out.chunks_exact_mut(32).enumerate().for_each(|(index, row)| matrix.copy_row(index, row));
+        bits(&out)
+    };
+    assert_eq!(rows(&apart), rows(&together));
+}
+
+#[test]
+fn a_matrix_takes_about_the_bytes_of_its_file() {
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    for format in BlockFormat::ALL {
+        let weights = random_rows(format, (64, 512), &mut rng, any_half);
+        let num_bytes = BlockMatrix::pack(format, 512, &[&weights]).unwrap().num_bytes();
+        let ratio = num_bytes as f64 / weights.len() as f64;
+        assert!((1.0..=1.04).contains(&ratio), "{format:?}: {ratio} of the file's bytes");
+    }
+}
+
+#[test]
+fn bytes_that_are_not_whole_rows_are_refused() {
+    let error = |format, num_inputs, num_bytes| {
+        BlockMatrix::pack(format, num_inputs, &[&vec![0; num_bytes]]).unwrap_err().to_string()
+    };
+    assert_eq!(error(BlockFormat::Q4_0, 48, 27), "27 bytes are not whole rows of 48 inputs in Q4_0");
+    assert_eq!(error(BlockFormat::Q8_0, 32, 33), "33 bytes are not whole rows of 32 inputs in Q8_0");
+    assert_eq!(error(BlockFormat::Q6K, 32, 210), "210 bytes are not whole rows of 32 inputs in Q6K");
+    assert_eq!(error(BlockFormat::Q4K, 0, 0), "0 bytes are not whole rows of 0 inputs in Q4K");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_shape_gives_the_references_product_and_the_same_bits_everywhere(
+        format in prop::sample::select(BlockFormat::ALL.to_vec()),
+        num_outputs in 1usize..80,
+        num_blocks in 1usize..5,
+        num_rows in 1usize..30,
+        magnitude in -35i32..36,
+        seed: u64,
+    ) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let num_inputs = num_blocks * format.block_len();
+        let weights = random_rows(format, (num_outputs, num_inputs), &mut rng, any_half);
+        let mut activations = random_values(num_rows * num_inputs, &mut rng);
+        // One block in four is far from the others.
+        for block in activations.chunks_exact_mut(BLOCK).step_by(4) {
+            block.iter_mut().for_each(|value| *value *= 10f32.powi(magnitude));
+        }
+        check_product(format, num_inputs, &weights, &activations);
+    }
+}
