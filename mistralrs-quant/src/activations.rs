@@ -212,6 +212,7 @@ impl Strip<'_> {
     ///
     /// Inlined, so that it is compiled with the instruction set of whom it is called by.
     #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it is compiled with the caller's instruction set")]
     pub(crate) fn fill(
         &mut self,
         values: &[f32],
@@ -241,7 +242,7 @@ impl Strip<'_> {
 
 /// What a quant is worth in a block that reaches so far, and what values are multiplied by: zero for both if that is
 /// next to nothing, no number if it is none, so that products show it.
-#[inline(always)]
+#[inline]
 pub(crate) fn scale_and_factor(reach: f32) -> (f32, f32) {
     if reach < MIN_REACH { (0.0, 0.0) } else { (reach / MAX_QUANT, MAX_QUANT / reach) }
 }

@@ -35,7 +35,7 @@ pub struct NotRows {
 /// Columns of a row-major `[T, columns]` matrix that a product fills.
 pub struct Columns<'a> {
     values: &'a mut [f32],
-    num_columns: usize,
+    row_size: usize,
     first: usize,
     bias: Option<&'a [f32]>,
 }
@@ -48,7 +48,7 @@ impl<'a> Columns<'a> {
 
     /// Columns of `values`, which are rows of `num_columns`, from `first` on.
     pub fn from(values: &'a mut [f32], num_columns: usize, first: usize) -> Self {
-        Self { values, num_columns, first, bias: None }
+        Self { values, row_size: num_columns, first, bias: None }
     }
 
     /// Adds `bias`, one value per column of the product, to every row.
@@ -60,8 +60,8 @@ impl<'a> Columns<'a> {
     /// # Panics
     /// If `num_rows` rows of `num_outputs` do not fit.
     pub(crate) fn check(&self, num_rows: usize, num_outputs: usize) {
-        assert!(self.first + num_outputs <= self.num_columns, "{num_outputs} columns from {} on", self.first);
-        assert_eq!(self.values.len(), num_rows * self.num_columns, "rows of the product");
+        assert!(self.first + num_outputs <= self.row_size, "{num_outputs} columns from {} on", self.first);
+        assert_eq!(self.values.len(), num_rows * self.row_size, "rows of the product");
         assert!(self.bias.is_none_or(|bias| bias.len() == num_outputs), "one bias per output");
     }
 }
@@ -82,12 +82,13 @@ pub(crate) struct Output<'a> {
 
 impl<'a> Output<'a> {
     pub(crate) fn new(columns: Columns<'a>, num_outputs: usize) -> Self {
+        let Columns { values, row_size, first, bias } = columns;
         Self {
-            at: SendPointer(columns.values[columns.first..].as_mut_ptr()),
-            stride: columns.num_columns,
+            at: SendPointer(values[first..].as_mut_ptr()),
+            stride: row_size,
             num_columns: num_outputs,
             // Never written.
-            addend: SendPointer(columns.bias.map_or(std::ptr::null_mut(), |bias| bias.as_ptr().cast_mut())),
+            addend: SendPointer(bias.map_or(std::ptr::null_mut(), |bias| bias.as_ptr().cast_mut())),
             addend_stride: 0,
             columns: PhantomData,
         }

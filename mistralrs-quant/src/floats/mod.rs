@@ -4,7 +4,6 @@
 //! order. It does not depend on the tiling, the instruction set or the number of rows.
 
 #![expect(clippy::inline_always, reason = "a call would keep a kernel's registers from staying where they are")]
-#![expect(clippy::cast_ptr_alignment, reason = "tiles are read by unaligned loads, and begin on cache lines besides")]
 
 use std::fmt;
 

@@ -109,7 +109,10 @@ fn a_bias_is_added_to_every_row_of_its_columns() {
     for (row, out) in out.chunks_exact(30).enumerate() {
         let expected: Vec<f32> = alone[row * 21..].iter().zip(&bias).map(|(value, bias)| value + bias).collect();
         assert_eq!(bits(&out[4..25]), bits(&expected), "row {row}");
-        assert!(out[..4].iter().chain(&out[25..]).all(|value| *value == -1.0), "row {row}: other columns");
+        assert!(
+            out[..4].iter().chain(&out[25..]).all(|value| value.to_bits() == (-1f32).to_bits()),
+            "row {row}: other columns"
+        );
     }
 }
 
