@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Clients of every kind at once, polite and rude, for a while; then the server must hold nothing and still answer.
+# Clients of every kind at once, polite and rude, for a while: nothing may hang, grow or be held, and no answer be wrong.
 # Usage: scripts/stress_test.sh [--duration SECONDS] [--concurrency N] [--port N]
 # Uses the server on that port, or starts one by scripts/quickstart.sh and stops it afterwards.
 set -euo pipefail
@@ -24,4 +24,4 @@ if ! curl -fsS --noproxy '*' -o /dev/null "http://127.0.0.1:$port/ready" 2>/dev/
   "$repository/scripts/quickstart.sh" --port "$port" --mcp-port $((port + 1))
   trap '"$repository/scripts/quickstart.sh" --stop' EXIT
 fi
-python3 "$repository/scripts/stress_clients.py" --port "$port" --duration "$duration" --concurrency "$concurrency"
+python3 "$repository/scripts/stress" --port "$port" --duration "$duration" --concurrency "$concurrency"
