@@ -58,6 +58,12 @@ check_without_features() {
     --lib --bins --test security_auth --test security_input_validation
 }
 
+# What threads share, under a model checker: random orders of their turns, some thousands of each.
+check_schedules() {
+  step "schedules of locks" cargo test --locked --package mistralrs-paged-attn --package mistralrs-core \
+    --no-default-features --features mistralrs-core/shuttle --lib schedules
+}
+
 check_documents() {
   RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 }
@@ -82,6 +88,7 @@ step "scripts' own tests" python3 -m unittest discover --start-directory scripts
 check_scripts
 step "cargo doc" check_documents
 check_without_features
+check_schedules
 [ "$mode" != --full ] || full
 # Last, so that its summary lines close the log.
 step "cargo test" cargo test --locked --workspace

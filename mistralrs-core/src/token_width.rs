@@ -138,7 +138,10 @@ mod tests {
             width(&serde_json::from_value(config).unwrap())
         };
         let plain = with("normalizer", Value::Null).unwrap();
-        assert_eq!(with("normalizer", serde_json::json!({ "type": "NFC" })), Some(TokenWidth { widest: plain.widest * COMPOSITION, ..plain }));
+        assert_eq!(
+            with("normalizer", serde_json::json!({ "type": "NFC" })),
+            Some(TokenWidth { widest: plain.widest * COMPOSITION, ..plain })
+        );
         assert_eq!(with("normalizer", serde_json::json!({ "type": "StripAccents" })), None);
         assert_eq!(with("pre_tokenizer", serde_json::json!({ "type": "WhitespaceSplit" })), None);
         assert_eq!(

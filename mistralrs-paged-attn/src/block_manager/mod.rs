@@ -11,6 +11,8 @@ use mistralrs_telemetry::Mutex;
 
 use crate::prefix_cache::{self, PrefixCache, PrefixHash, PrefixSalt};
 
+#[cfg(all(test, feature = "shuttle"))]
+mod schedules;
 #[cfg(test)]
 mod tests;
 

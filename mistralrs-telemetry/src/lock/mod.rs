@@ -8,6 +8,9 @@
 //! A thread that finds a lock taken spins for a microsecond before it queues, so no wait on `/metrics` is shorter.
 //! A guard belongs to its thread, so it cannot be held across an `.await` in a spawned task.
 
+#[cfg(all(feature = "prometheus-locks", feature = "shuttle"))]
+compile_error!("the model checker can only stand in for the plain locks: build with `--no-default-features`");
+
 #[cfg(feature = "prometheus-locks")]
 mod collector;
 #[cfg(feature = "prometheus-locks")]

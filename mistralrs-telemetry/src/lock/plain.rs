@@ -1,10 +1,15 @@
-//! The locks without `prometheus-locks`: those of `std::sync` behind the same API, at no cost beyond theirs.
+//! The locks without `prometheus-locks`: those of `std::sync` behind the same API, at no cost beyond theirs. With the
+//! feature `shuttle` they are that model checker's, which decides in tests whose turn it is.
 #![expect(clippy::disallowed_types, reason = "this is the wrapper that everybody else has to use")]
 
+#[cfg(feature = "shuttle")]
+use shuttle::sync;
 use std::fmt;
-use std::sync::{self, PoisonError, TryLockError};
+#[cfg(not(feature = "shuttle"))]
+use std::sync;
+use std::sync::{PoisonError, TryLockError};
 
-pub use std::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+pub use sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::registry::Registry;
 

@@ -13,6 +13,9 @@ use crate::error::RequestError;
 use crate::generation::Generation;
 use crate::sequence::{Sequence, SequenceId};
 
+#[cfg(all(test, feature = "shuttle"))]
+mod schedules;
+
 /// A sequence on its way to the engine thread, with what the scheduler does not need to see.
 pub(crate) struct NewSequence {
     pub sequence: Sequence,
