@@ -119,7 +119,9 @@ pub(crate) fn unit_vector(mut vector: Vec<f32>, num_dimensions: usize) -> Vec<f3
     vector.truncate(num_dimensions);
     let length = vector.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
     if length > 0.0 {
-        vector.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
+        for value in &mut vector {
+            *value = (f64::from(*value) / length) as f32;
+        }
     }
     vector
 }

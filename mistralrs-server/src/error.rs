@@ -276,9 +276,8 @@ mod tests {
     }
 
     #[test]
-    fn errors_have_openais_shape_and_the_right_status() {
-        let errors = [
-            RequestError::UnknownModel { requested: "gpt-4".into(), available: "SmolLM2".into() }.into(),
+    fn what_does_not_fit_is_refused_with_the_numbers() {
+        let errors: [ApiError; 4] = [
             RequestError::TooLong {
                 num_prompt_tokens: 9,
                 num_new_tokens: 5,
@@ -290,6 +289,24 @@ mod tests {
             RequestError::UnsupportedPooling { pooling: "rank".into() }.into(),
             RequestError::TextTooLong { num_bytes: 4000, min_tokens: 40, limit_name: "the context length", limit: 8 }
                 .into(),
+        ];
+        let rendered: String = errors.iter().map(render).collect();
+        insta::assert_snapshot!(rendered, @r#"
+        400 Bad Request
+        {"error":{"message":"the prompt has 9 tokens and 5 more were asked for, but the context length is 8 tokens","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}
+        400 Bad Request
+        {"error":{"message":"`input[3]` has 9 tokens, but the context length is 8 tokens","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
+        400 Bad Request
+        {"error":{"message":"this model's embeddings are made by `rank` pooling, which is not supported; start with --pooling to use another one","type":"invalid_request_error","param":"model","code":null}}
+        400 Bad Request
+        {"error":{"message":"the prompt has 4000 bytes of text, which are at least 40 tokens, but the context length is 8 tokens","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}
+        "#);
+    }
+
+    #[test]
+    fn errors_have_openais_shape_and_the_right_status() {
+        let errors = [
+            RequestError::UnknownModel { requested: "gpt-4".into(), available: "SmolLM2".into() }.into(),
             RequestError::Invalid { param: "top_p", message: "top_p must be above 0".into() }.into(),
             RequestError::QueueFull { num_waiting: 256, retry_after_seconds: 3 }.into(),
             RequestError::QueueTimeout { waited_seconds: 300, retry_after_seconds: 4 }.into(),
@@ -309,14 +326,6 @@ mod tests {
         insta::assert_snapshot!(rendered, @r#"
         404 Not Found
         {"error":{"message":"the model `gpt-4` does not exist; loaded: SmolLM2","type":"invalid_request_error","param":"model","code":"model_not_found"}}
-        400 Bad Request
-        {"error":{"message":"the prompt has 9 tokens and 5 more were asked for, but the context length is 8 tokens","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}
-        400 Bad Request
-        {"error":{"message":"`input[3]` has 9 tokens, but the context length is 8 tokens","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
-        400 Bad Request
-        {"error":{"message":"this model's embeddings are made by `rank` pooling, which is not supported; start with --pooling to use another one","type":"invalid_request_error","param":"model","code":null}}
-        400 Bad Request
-        {"error":{"message":"the prompt has 4000 bytes of text, which are at least 40 tokens, but the context length is 8 tokens","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}
         400 Bad Request
         {"error":{"message":"top_p must be above 0","type":"invalid_request_error","param":"top_p","code":null}}
         503 Service Unavailable Retry-After: 3

@@ -328,7 +328,7 @@ async fn a_batch_that_has_begun_goes_on_however_full_the_queue_is() {
         })
     });
     let others: Vec<_> = others.collect();
-    let embeddings = tokio::time::timeout(Duration::from_secs(60), batch).await.expect("it is served in the end");
+    let embeddings = tokio::time::timeout(Duration::from_mins(1), batch).await.expect("it is served in the end");
     assert_eq!(embeddings.unwrap().unwrap().vectors.len(), 8);
     others.iter().for_each(tokio::task::JoinHandle::abort);
     bench.settle().await;

@@ -185,14 +185,14 @@ mod tests {
 
     use super::*;
 
-    fn parse(body: Value) -> Result<EmbedRequest, String> {
-        EmbeddingRequest::from_body(&body).map(|request| request.to_embed()).map_err(|error| error.message())
+    fn parse(body: &Value) -> Result<EmbedRequest, String> {
+        EmbeddingRequest::from_body(body).map(|request| request.to_embed()).map_err(|error| error.message())
     }
 
     #[test]
     fn all_four_shapes_of_input_are_read() {
         let texts = |input: Value| {
-            let request = parse(json!({ "input": input, "model": "m", "user": "u" })).unwrap();
+            let request = parse(&json!({ "input": input, "model": "m", "user": "u" })).unwrap();
             let text = |prompt| match prompt {
                 Prompt::Text(text) => text,
                 Prompt::Tokens(token_ids) => format!("{token_ids:?}"),
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let refused = |body: Value| parse(body).unwrap_err();
+        let refused = |body: Value| parse(&body).unwrap_err();
         assert_eq!(refused(json!({})), "missing field `input`");
         let shapes = "expected a string, a list of strings, a list of token ids, or a list of lists of token ids";
         assert_eq!(refused(json!({ "input": ["a", 1] })), format!("`input`: {shapes}"));
