@@ -343,8 +343,9 @@ impl Engine {
         let num_completion_tokens =
             self.scheduler.remove(id, &self.admission.blocks).map_or(0, |sequence| sequence.num_output_tokens());
         if let Some(generation) = self.generations.remove(&id) {
-            generation.send(SequenceEvent::Finished { reason, num_completion_tokens });
+            // Counted before anyone can know of it, so that a scrape after an answer has it.
             self.metrics.completed(reason).inc();
+            generation.send(SequenceEvent::Finished { reason, num_completion_tokens });
         }
         self.admission.forget(id);
     }
