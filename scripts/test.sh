@@ -58,10 +58,11 @@ check_without_features() {
     --lib --bins --test security_auth --test security_input_validation
 }
 
-# What threads share, under a model checker: random orders of their turns, some thousands of each.
+# What threads share, under a model checker: random orders of their turns, some thousands of each. The server is named
+# so that dependencies have the features of the step before, and are not built again.
 check_schedules() {
-  step "schedules of locks" cargo test --locked --package mistralrs-paged-attn --package mistralrs-core \
-    --no-default-features --features mistralrs-core/shuttle --lib schedules
+  step "schedules of locks" cargo test --locked --package mistralrs-server --package mistralrs-paged-attn \
+    --package mistralrs-core --no-default-features --features mistralrs-core/shuttle --lib schedules
 }
 
 check_documents() {
