@@ -2,7 +2,8 @@
 """Measures this server and llama.cpp's on the same files, in turns, with the same instrument: `mistralrs-server bench`.
 
 Each round starts one server after the other, waits until it is ready, puts each load on it, and stops it. Figures are medians
-over rounds, ratios are those of medians. Called by scripts/bench_peers.sh. Needs nothing but Python.
+over rounds, ratios are those of medians. Ours guesses no tokens: random prompts lead to answers that repeat themselves, and what
+prompt lookup makes of them says nothing about the engine. Called by scripts/bench_peers.sh. Needs nothing but Python.
 """
 
 import argparse
@@ -78,6 +79,7 @@ def command(name, model, port, max_streams, options):
     if name == "ours":
         return [
             options.ours, "--port", port, "--threads", options.threads, "--max-seqs", max_streams, "--log", "warn",
+            "--max-draft-tokens", "0",
             "gguf", "-m", model.parent, "-f", model.name,
         ]
     return [
@@ -88,12 +90,15 @@ def command(name, model, port, max_streams, options):
 
 def bench(port, streams, options):
     """The report of one load."""
+    # Each load has prompts of its own: nobody's cache knows them from the load before.
     arguments = [
-        options.ours, "bench", "--url", f"http://127.0.0.1:{port}", "--concurrency", streams, "--format", "json",
+        options.ours, "--seed", streams, "bench", "--url", f"http://127.0.0.1:{port}", "--concurrency", streams, "--format", "json",
         "--requests", max(MIN_REQUESTS, REQUESTS_PER_STREAM * streams), "--warmup", 1,
         "--prompt-tokens", PROMPT_TOKENS, "--max-tokens", MAX_TOKENS,
     ]  # fmt: skip
-    done = subprocess.run(strings(arguments), check=True, capture_output=True, text=True)
+    done = subprocess.run(strings(arguments), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"`bench` failed at {streams} streams:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout)["runs"][0]
 
 
