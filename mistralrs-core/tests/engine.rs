@@ -196,16 +196,14 @@ fn try_start(num_blocks: usize, mut config: EngineConfig) -> Result<Bench, LoadE
         description: ModelDescription::default(),
     };
     let registry = Registry::new();
-    let layout = KvLayout {
-        num_layers: 1,
-        num_kv_heads: 1,
-        head_size: HEAD_SIZE,
-        block_size: BLOCK_SIZE,
-        dtype: config.kv_dtype,
-    };
-    config.kv_memory_bytes = Some(num_blocks * layout.block_bytes());
+    config.kv_memory_bytes = Some(num_blocks * layout(&config).block_bytes());
     let model = Model::start("hash".into(), loaded, &config, &EngineMetrics::register(&registry))?;
     Ok(Bench { model, faults, registry })
+}
+
+/// How a [`HashModel`] keeps its KV.
+fn layout(config: &EngineConfig) -> KvLayout {
+    KvLayout { num_layers: 1, num_kv_heads: 1, head_size: HEAD_SIZE, block_size: BLOCK_SIZE, dtype: config.kv_dtype }
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {

@@ -89,14 +89,7 @@ fn in_memory(model: Box<dyn CausalLm>, tokenizer: Tokenizer) -> LoadedModel {
 
 /// An engine with `num_blocks` blocks for each of both models.
 fn try_pair(num_blocks: usize, second: Second, mut config: EngineConfig) -> Result<Pair, LoadError> {
-    let layout = KvLayout {
-        num_layers: 1,
-        num_kv_heads: 1,
-        head_size: HEAD_SIZE,
-        block_size: BLOCK_SIZE,
-        dtype: config.kv_dtype,
-    };
-    config.kv_memory_bytes = Some(2 * num_blocks * layout.block_bytes());
+    config.kv_memory_bytes = Some(2 * num_blocks * layout(&config).block_bytes());
     let (faults, draft_faults, max_draft_batch): (Arc<Faults>, Arc<Faults>, Arc<AtomicUsize>) = Default::default();
     draft_faults.step_ms.store(second.step_ms, Ordering::Relaxed);
     let careless = Careless {
