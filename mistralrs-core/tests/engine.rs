@@ -18,7 +18,7 @@ use mistralrs_core::{
     EngineConfig, EngineMetrics, FinishReason, GenerateRequest, LoadError, Model, Priority, Prompt, RequestError,
     SamplingParams, StopConditions, TextEvent, TextStream,
 };
-use mistralrs_paged_attn::{KvCache, KvLayout, RaggedBatch};
+use mistralrs_paged_attn::{AttentionPlan, KvCache, KvLayout, RaggedBatch};
 use mistralrs_telemetry::registry::Registry;
 use tokenizers::Tokenizer;
 
@@ -81,7 +81,7 @@ impl CausalLm for HashModel {
         assert!(!batch.token_ids.contains(&panic_token), "asked to panic at token {panic_token}");
         let pairs = |pair: &dyn Fn(usize) -> [f32; 2]| {
             let elements: Vec<f32> = (0..batch.token_ids.len()).flat_map(pair).collect();
-            Tensor::from_vec(elements, (batch.token_ids.len(), 1, HEAD_SIZE), &Device::Cpu).unwrap()
+            Tensor::from_vec(elements, (batch.token_ids.len(), HEAD_SIZE), &Device::Cpu).unwrap()
         };
         // A query of position p scores p * i - i * i / 2 at position i, which is highest at i = p.
         let keys = pairs(&|token| {
@@ -134,8 +134,11 @@ fn read_back(kv: &KvCache, step: &RaggedBatch, sequence: usize) -> Vec<u64> {
         max_blocks: step.max_blocks,
     };
     let queries: Vec<f32> = (0..num_tokens).flat_map(|position| [position as f32, 1.0]).collect();
-    let queries = Tensor::from_vec(queries, (num_tokens, 1, HEAD_SIZE), &Device::Cpu).unwrap();
-    let read = kv.attend(0, &queries, &batch, 1000.0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let queries = Tensor::from_vec(queries, (num_tokens, HEAD_SIZE), &Device::Cpu).unwrap();
+    let (mut plan, read) = (AttentionPlan::default(), queries.zeros_like().unwrap());
+    kv.plan(&mut plan, &batch, 1).unwrap();
+    kv.attend(0, &queries, &plan, 1000.0, &read).unwrap();
+    let read = read.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     read.chunks_exact(HEAD_SIZE).map(|value| value[0] as u64).collect()
 }
 

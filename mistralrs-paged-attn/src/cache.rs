@@ -3,13 +3,14 @@
 //! [`KvCache`] checks what comes in; a `KvStorage` does the work where the memory is: host memory now, a GPU's as a
 //! second implementation of that trait. Nothing above this file knows which.
 
-use candle_core::{CpuStorage as CandleCpuStorage, Device, Storage, Tensor};
+use candle_core::{CpuStorage as CandleCpuStorage, InplaceOp2, Layout, Storage, Tensor};
 use half::{bf16, f16};
 
 use crate::block_manager::{BlockCopy, BlockId};
 use crate::cpu_storage::{CpuStorage, PoolGeometry};
 use crate::kernels::{KvElement, Q8, RUN_LEN};
-use crate::{AttentionError, RaggedBatch};
+use crate::rows::{StridedRows, check_dense_rows, check_rows};
+use crate::{AttentionError, AttentionPlan, RaggedBatch};
 
 /// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,26 +90,30 @@ impl KvLayout {
     }
 }
 
-/// Keys and values of one step, `[T, K, D]` each, checked against cache and batch.
+/// Keys and values of one step, `[T, K · D]` each, checked against cache and batch.
+#[derive(Clone, Copy)]
 pub(crate) struct KvRows<'a> {
-    pub(crate) key: &'a [f32],
-    pub(crate) value: &'a [f32],
+    pub(crate) key: StridedRows<'a>,
+    pub(crate) value: StridedRows<'a>,
 }
 
-/// Queries of one step, `[T, H, D]`, checked against cache and batch.
+/// Queries of one step, `[T, H · D]`, checked against cache and plan.
+#[derive(Clone, Copy)]
 pub(crate) struct QueryRows<'a> {
-    pub(crate) query: &'a [f32],
-    pub(crate) num_heads: usize,
+    pub(crate) query: StridedRows<'a>,
     pub(crate) scale: f32,
 }
 
 /// Memory for KV and attention over it. Callers have checked every index: implementations cannot fail.
 pub(crate) trait KvStorage: Send + Sync {
-    /// Stores `rows` of `layer` at the batch's slot mapping.
-    fn write(&mut self, layer: usize, rows: &KvRows<'_>, batch: &RaggedBatch);
+    /// Stores `rows` of `layer` at `slots`, one for each.
+    fn write(&mut self, layer: usize, rows: &KvRows<'_>, slots: &[u32]);
 
-    /// Defined by [`reference::attend`](crate::reference::ReferenceCache::attend); `output` is `[T, H, D]`.
-    fn attend(&self, layer: usize, query: &QueryRows<'_>, batch: &RaggedBatch, output: &mut [f32]);
+    /// Makes `plan` that of `batch`.
+    fn plan(&self, plan: &mut AttentionPlan, batch: &RaggedBatch, num_heads: usize);
+
+    /// Defined by [`reference::attend`](crate::reference::ReferenceCache::attend); `output` is `[T, H · D]`.
+    fn attend(&self, layer: usize, query: &QueryRows<'_>, plan: &AttentionPlan, output: &mut [f32]);
 
     /// Copies a block's contents, of all layers.
     fn copy_block(&mut self, copy: BlockCopy);
@@ -160,11 +165,12 @@ impl KvCache {
         self.storage.num_blocks()
     }
 
-    /// Stores `key` and `value` `[T, K, D]` (f32) of `layer` at the batch's slot mapping.
+    /// Stores `key` and `value` `[T, K · D]` of `layer` at the batch's slot mapping. Both are f32, their columns
+    /// neighbours, their rows any distance apart: parts of a wider tensor are read where they are.
     ///
     /// # Errors
-    /// [`AttentionError::Shape`], [`AttentionError::Layer`], a slot past the end as [`AttentionError::Batch`], or the
-    /// device's. Nothing is written then.
+    /// [`AttentionError::Shape`], [`AttentionError::DType`], [`AttentionError::Strides`], [`AttentionError::Layer`], a
+    /// slot past the end as [`AttentionError::Batch`], or the device's. Nothing is written then.
     pub fn write(
         &mut self,
         layer: usize,
@@ -175,12 +181,17 @@ impl KvCache {
         let KvLayout { num_kv_heads, head_size, block_size, .. } = self.layout;
         self.check_layer(layer)?;
         batch.check_writes(self.num_blocks() * block_size)?;
-        let expected = [batch.num_tokens(), num_kv_heads, head_size];
-        for (tensor, rows) in [("key", key), ("value", value)] {
-            check_shape(tensor, rows, &expected)?;
-        }
-        let storage = &mut self.storage;
-        with_rows(key, |key| with_rows(value, |value| storage.write(layer, &KvRows { key, value }, batch)))?
+        let expected = [batch.num_tokens(), num_kv_heads * head_size];
+        check_rows("key", key, expected)?;
+        check_rows("value", value, expected)?;
+        // Two locks, or one taken twice to read: nobody but this thread writes a step's tensors.
+        let ((key, key_layout), (value, value_layout)) = (key.storage_and_layout(), value.storage_and_layout());
+        let rows = KvRows {
+            key: StridedRows::of_tensor(host_floats(&key)?, key_layout),
+            value: StridedRows::of_tensor(host_floats(&value)?, value_layout),
+        };
+        self.storage.write(layer, &rows, &batch.slot_mapping);
+        Ok(())
     }
 
     /// Makes what is in the `from` of each copy also what is in its `to`, in order, for all layers.
@@ -199,8 +210,26 @@ impl KvCache {
         Ok(())
     }
 
+    /// Makes `plan` say how `batch` is attended to with `num_heads` query heads (H, a multiple of K), by all layers of
+    /// this step. Only a larger step than `plan` had before allocates.
+    ///
+    /// # Errors
+    /// [`AttentionError::HeadMismatch`], [`AttentionError::Batch`]. No layer takes the plan then.
+    pub fn plan(&self, plan: &mut AttentionPlan, batch: &RaggedBatch, num_heads: usize) -> Result<(), AttentionError> {
+        let KvLayout { num_kv_heads, block_size, .. } = self.layout;
+        plan.clear();
+        if num_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
+            return Err(AttentionError::HeadMismatch { num_heads, num_kv_heads });
+        }
+        batch.check_reads(self.num_blocks(), block_size)?;
+        self.storage.plan(plan, batch, num_heads);
+        plan.made_for = Some((self.layout, self.num_blocks()));
+        Ok(())
+    }
+
     /// Attends each query token to all KV its sequence has in `layer`, this step's included: a token at position p sees
-    /// positions 0 to p. `query` `[T, H, D]` (f32) → `[T, H, D]`; scores are multiplied by `scale`. H is a multiple of K.
+    /// positions 0 to p. `query` and `output` are `[T, H · D]` f32; rows of `query` may be any distance apart, `output`
+    /// has no gaps, is written in place and shares no memory with `query`. Scores are multiplied by `scale`.
     ///
     /// The bits of a token's result depend on its own sequence only: not on the batch, the split into chunks, the
     /// blocks used or the number of threads. Defined by [`ReferenceCache::attend`](crate::reference::ReferenceCache);
@@ -208,28 +237,25 @@ impl KvCache {
     /// the rounding of what is stored. Source: Kwon et al. 2023, 4.1 (arXiv:2309.06180).
     ///
     /// # Errors
-    /// [`AttentionError::HeadMismatch`], [`AttentionError::Shape`], [`AttentionError::Layer`],
-    /// [`AttentionError::Batch`], or the device's.
+    /// [`AttentionError::Plan`], [`AttentionError::Shape`], [`AttentionError::DType`], [`AttentionError::Strides`],
+    /// [`AttentionError::Layer`], or the device's.
     pub fn attend(
         &self,
         layer: usize,
         query: &Tensor,
-        batch: &RaggedBatch,
+        plan: &AttentionPlan,
         scale: f32,
-    ) -> Result<Tensor, AttentionError> {
-        let KvLayout { num_kv_heads, head_size: kv_head_size, block_size, .. } = self.layout;
+        output: &Tensor,
+    ) -> Result<(), AttentionError> {
         self.check_layer(layer)?;
-        batch.check_reads(self.num_blocks(), block_size)?;
-        let (num_tokens, num_heads, head_size) = query.dims3()?;
-        if !num_heads.is_multiple_of(num_kv_heads) || head_size != kv_head_size {
-            return Err(AttentionError::HeadMismatch { num_heads, head_size, num_kv_heads, kv_head_size });
+        if plan.made_for != Some((self.layout, self.num_blocks())) {
+            return Err(AttentionError::Plan);
         }
-        check_shape("query", query, &[batch.num_tokens(), num_heads, head_size])?;
-        let mut output = vec![0.0; num_tokens * num_heads * head_size];
-        with_rows(query, |query| {
-            self.storage.attend(layer, &QueryRows { query, num_heads, scale }, batch, &mut output);
-        })?;
-        Ok(Tensor::from_vec(output, (num_tokens, num_heads, head_size), &Device::Cpu)?)
+        let expected = [plan.num_tokens(), plan.num_heads() * self.layout.head_size];
+        check_rows("query", query, expected)?;
+        check_dense_rows("output", output, expected)?;
+        output.inplace_op2(query, &Attend { storage: &*self.storage, layer, plan, scale })?;
+        Ok(())
     }
 
     fn check_layer(&self, layer: usize) -> Result<(), AttentionError> {
@@ -238,28 +264,46 @@ impl KvCache {
     }
 }
 
-fn check_shape(tensor: &'static str, rows: &Tensor, expected: &[usize]) -> Result<(), AttentionError> {
-    if rows.dims() == expected {
-        return Ok(());
-    }
-    Err(AttentionError::Shape { tensor, expected: expected.to_vec(), found: rows.dims().to_vec() })
+/// One layer's attention, from the second tensor into the first.
+struct Attend<'a> {
+    storage: &'a dyn KvStorage,
+    layer: usize,
+    plan: &'a AttentionPlan,
+    scale: f32,
 }
 
-/// Lends the f32 elements of a tensor in row order; copies only what is not contiguous.
-fn with_rows<R>(tensor: &Tensor, use_rows: impl FnOnce(&[f32]) -> R) -> Result<R, AttentionError> {
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    let start = layout.start_offset();
-    match &*storage {
-        Storage::Cpu(CandleCpuStorage::F32(elements)) => Ok(use_rows(&elements[start..start + tensor.elem_count()])),
-        Storage::Cpu(_) => Err(AttentionError::DType { found: tensor.dtype() }),
+impl InplaceOp2 for Attend<'_> {
+    fn name(&self) -> &'static str {
+        "paged-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        output: &mut CandleCpuStorage,
+        output_layout: &Layout,
+        query: &CandleCpuStorage,
+        query_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let query = StridedRows::of_tensor(query.as_slice::<f32>()?, query_layout);
+        let (start, len) = (output_layout.start_offset(), output_layout.shape().elem_count());
+        let CandleCpuStorage::F32(output) = output else { candle_core::bail!("attention writes f32") };
+        let query = QueryRows { query, scale: self.scale };
+        self.storage.attend(self.layer, &query, self.plan, &mut output[start..start + len]);
+        Ok(())
+    }
+}
+
+/// The floats behind a tensor that was checked to be f32.
+fn host_floats(storage: &Storage) -> Result<&[f32], AttentionError> {
+    match storage {
+        Storage::Cpu(storage) => Ok(storage.as_slice::<f32>()?),
         _ => Err(candle_core::Error::Msg("a KV cache in host memory needs tensors on the CPU".into()).into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
+    use candle_core::{DType, Device};
 
     use super::*;
 
@@ -277,7 +321,7 @@ mod tests {
         }
     }
 
-    fn rows(dims: (usize, usize, usize)) -> Tensor {
+    fn rows(dims: (usize, usize)) -> Tensor {
         Tensor::ones(dims, DType::F32, &Device::Cpu).unwrap()
     }
 
@@ -286,17 +330,23 @@ mod tests {
         assert!(message.contains(expected), "`{message}` does not say `{expected}`");
     }
 
+    fn plan(cache: &KvCache, num_heads: usize) -> AttentionPlan {
+        let mut plan = AttentionPlan::default();
+        cache.plan(&mut plan, &batch(), num_heads).unwrap();
+        plan
+    }
+
     #[test]
     fn equal_values_are_their_own_attention_in_every_layer() {
         for dtype in KvDType::ALL {
             let mut cache = KvCache::new(KvLayout { dtype, head_size: 32, ..LAYOUT }, 2).unwrap();
             for layer in 0..2 {
-                let value = rows((3, 2, 32)).affine(layer as f64 + 1.0, 0.0).unwrap();
-                cache.write(layer, &rows((3, 2, 32)), &value, &batch()).unwrap();
+                let value = rows((3, 64)).affine(layer as f64 + 1.0, 0.0).unwrap();
+                cache.write(layer, &rows((3, 64)), &value, &batch()).unwrap();
             }
+            let (plan, output) = (plan(&cache, 4), rows((3, 128)));
             for layer in 0..2 {
-                let output = cache.attend(layer, &rows((3, 4, 32)), &batch(), 0.5).unwrap();
-                assert_eq!(output.dims(), [3, 4, 32]);
+                cache.attend(layer, &rows((3, 128)), &plan, 0.5, &output).unwrap();
                 for element in output.flatten_all().unwrap().to_vec1::<f32>().unwrap() {
                     // A scale of q8_0 is an f16: 1/127 is not exact.
                     assert!((element - (layer as f32 + 1.0)).abs() < 1e-3, "{dtype:?} {element}");
@@ -306,35 +356,63 @@ mod tests {
     }
 
     #[test]
-    fn tensors_need_not_be_contiguous() {
+    fn parts_of_one_wide_tensor_are_read_where_they_are_and_written_in_place() {
         let mut cache = KvCache::new(LAYOUT, 2).unwrap();
-        let key = Tensor::arange(0.0_f32, 24.0, &Device::Cpu).unwrap().reshape((2, 3, 4)).unwrap();
-        let key = key.transpose(0, 1).unwrap();
-        let query = rows((2, 3, 4)).transpose(0, 1).unwrap();
-        cache.write(0, &key, &key, &batch()).unwrap();
-        let whole = cache.attend(0, &query, &batch(), 1.0).unwrap();
-        cache.write(0, &key.contiguous().unwrap(), &key.contiguous().unwrap(), &batch()).unwrap();
-        let copied = cache.attend(0, &query.contiguous().unwrap(), &batch(), 1.0).unwrap();
-        assert_eq!(whole.to_vec3::<f32>().unwrap(), copied.to_vec3::<f32>().unwrap());
+        // Query, key and value side by side, as a fused projection leaves them.
+        let wide = Tensor::arange(0.0_f32, 3.0 * 32.0, &Device::Cpu).unwrap().reshape((3, 32)).unwrap();
+        let wide = wide.affine(0.05, -2.0).unwrap();
+        let part = |start: usize, len: usize| wide.narrow(1, start, len).unwrap();
+        let whole = |part: Tensor| part.contiguous().unwrap();
+        let plan = plan(&cache, 4);
+        cache.write(0, &whole(part(16, 8)), &whole(part(24, 8)), &batch()).unwrap();
+        let expected = rows((3, 16));
+        cache.attend(0, &whole(part(0, 16)), &plan, 1.0, &expected).unwrap();
+
+        cache.write(0, &rows((3, 8)), &rows((3, 8)), &batch()).unwrap();
+        cache.write(0, &part(16, 8), &part(24, 8), &batch()).unwrap();
+        let larger = rows((5, 16));
+        cache.attend(0, &part(0, 16), &plan, 1.0, &larger.narrow(0, 1, 3).unwrap()).unwrap();
+        let larger = larger.to_vec2::<f32>().unwrap();
+        assert_eq!(larger[1..4], expected.to_vec2::<f32>().unwrap());
+        assert!(larger[0].iter().chain(&larger[4]).all(|element| *element == 1.0), "rows beside the output");
     }
 
     #[test]
     fn what_does_not_fit_is_refused_by_name() {
         let mut cache = KvCache::new(LAYOUT, 2).unwrap();
-        let (kv, query) = (rows((3, 2, 4)), rows((3, 4, 4)));
+        let kv = rows((3, 8));
         check(cache.write(2, &kv, &kv, &batch()), "layer 2 of a cache with 2 layers");
-        check(cache.write(0, &rows((2, 2, 4)), &kv, &batch()), "`key` has shape [2, 2, 4]");
-        check(cache.write(0, &kv, &rows((3, 4, 2)), &batch()), "`value` has shape [3, 4, 2]");
-        check(cache.write(0, &kv, &kv.to_dtype(DType::F64).unwrap(), &batch()), "tensors of F64");
+        check(cache.write(0, &rows((2, 8)), &kv, &batch()), "`key` has shape [2, 8]");
+        check(cache.write(0, &kv, &rows((3, 6)), &batch()), "`value` has shape [3, 6]");
+        check(cache.write(0, &kv, &rows((8, 3)).t().unwrap(), &batch()), "`value` has strides [1, 3]");
+        check(cache.write(0, &kv, &kv.to_dtype(DType::F64).unwrap(), &batch()), "`value` is F64");
         let past_the_end = RaggedBatch { slot_mapping: vec![2, 4, 0], ..batch() };
         check(cache.write(0, &kv, &kv, &past_the_end), "token 1 writes slot 4");
 
-        check(cache.attend(2, &query, &batch(), 1.0), "layer 2");
-        check(cache.attend(0, &rows((3, 3, 4)), &batch(), 1.0), "query heads 3 x 4 do not fit 2 KV heads x 4");
-        check(cache.attend(0, &rows((3, 4, 8)), &batch(), 1.0), "query heads 4 x 8 do not fit 2 KV heads x 4");
-        check(cache.attend(0, &rows((2, 4, 4)), &batch(), 1.0), "`query` has shape [2, 4, 4]");
+        let (planned, query, output) = (plan(&cache, 4), rows((3, 16)), rows((3, 16)));
+        check(cache.attend(2, &query, &planned, 1.0, &output), "layer 2");
+        check(cache.attend(0, &rows((2, 16)), &planned, 1.0, &output), "`query` has shape [2, 16]");
+        check(cache.attend(0, &query, &planned, 1.0, &rows((3, 8))), "`output` has shape [3, 8]");
+        check(cache.attend(0, &rows((16, 3)).t().unwrap(), &planned, 1.0, &output), "`query` has strides [1, 3]");
+        let gaps = rows((3, 20)).narrow(1, 0, 16).unwrap();
+        check(cache.attend(0, &query, &planned, 1.0, &gaps), "`output` has strides [20, 1]");
+        check(cache.attend(0, &query, &planned, 1.0, &output.to_dtype(DType::F64).unwrap()), "`output` is F64");
+        check(cache.attend(0, &query, &planned, 1.0, &query), "shares storage with dst");
+    }
+
+    #[test]
+    fn layers_take_no_plan_but_one_of_their_cache() {
+        let cache = KvCache::new(LAYOUT, 2).unwrap();
+        let (query, output) = (rows((3, 16)), rows((3, 16)));
+        let mut planned = AttentionPlan::default();
+        check(cache.attend(0, &query, &planned, 1.0, &output), "not made for this KV cache");
+        cache.plan(&mut planned, &batch(), 4).unwrap();
+        let smaller = KvCache::new(LAYOUT, 1).unwrap();
+        check(smaller.attend(0, &query, &planned, 1.0, &output), "not made for this KV cache");
+        check(cache.plan(&mut planned, &batch(), 3), "3 query heads are not a multiple of 2 KV heads");
+        check(cache.attend(0, &query, &planned, 1.0, &output), "not made for this KV cache");
         let unknown_block = RaggedBatch { block_tables: vec![1, 2], ..batch() };
-        check(cache.attend(0, &query, &unknown_block, 1.0), "names block 2 of 2");
+        check(cache.plan(&mut planned, &unknown_block, 4), "names block 2 of 2");
     }
 
     #[test]
@@ -365,7 +443,7 @@ mod tests {
     #[test]
     fn copies_of_blocks_that_do_not_exist_are_refused_and_none_is_made() {
         let mut cache = KvCache::new(LAYOUT, 2).unwrap();
-        cache.write(0, &rows((3, 2, 4)), &rows((3, 2, 4)), &batch()).unwrap();
+        cache.write(0, &rows((3, 8)), &rows((3, 8)), &batch()).unwrap();
         let copies = [(1, 0), (0, 2)].map(|(from, to)| BlockCopy { from: BlockId(from), to: BlockId(to) });
         check(cache.copy_blocks(&copies), "copy of BlockId(0) to BlockId(2) in a cache of 2 blocks");
     }
@@ -373,8 +451,10 @@ mod tests {
     #[test]
     fn an_empty_step_is_fine() {
         let mut cache = KvCache::new(LAYOUT, 2).unwrap();
-        cache.write(0, &rows((0, 2, 4)), &rows((0, 2, 4)), &RaggedBatch::default()).unwrap();
-        let output = cache.attend(0, &rows((0, 4, 4)), &RaggedBatch::default(), 1.0).unwrap();
-        assert_eq!(output.dims(), [0, 4, 4]);
+        let (kv, query) = (rows((0, 8)), rows((0, 16)));
+        cache.write(0, &kv, &kv, &RaggedBatch::default()).unwrap();
+        let mut plan = AttentionPlan::default();
+        cache.plan(&mut plan, &RaggedBatch::default(), 4).unwrap();
+        cache.attend(0, &query, &plan, 1.0, &rows((0, 16))).unwrap();
     }
 }

@@ -10,12 +10,21 @@
 
 use std::ops::Range;
 
+use candle_core::utils::barrier_pool;
+
+use crate::BlockCopy;
+use crate::attention::{self, AttentionPlan, RaggedBatch, num_threads};
 use crate::cache::{KvLayout, KvRows, KvStorage, QueryRows};
-use crate::kernels::{Isa, KvElement, LANES, LazyPool};
-use crate::{BlockCopy, RaggedBatch, attention};
+use crate::kernels::{HeadRows, HeadSlots, Isa, KvElement, LANES, LazyPool, Stripes};
+
+/// Keys and values of one step below which one thread writes them all: a few microseconds, less than a parked thread
+/// takes to wake.
+const MIN_SHARED_ELEMENTS: usize = 16 * 1024;
+/// Parts of the pool that each thread should find, so that the last to finish does not keep the others waiting for long.
+const STRIPES_PER_THREAD: usize = 4;
 
 /// Where things are inside a pool, in its units.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct PoolGeometry {
     pub(crate) num_kv_heads: usize,
     pub(crate) head_size: usize,
@@ -72,9 +81,9 @@ impl PoolGeometry {
         self.block_len() * self.unit_bytes
     }
 
-    /// Where one head of one block of one layer is.
-    fn head_range(&self, layer: usize, block: usize, kv_head: usize) -> Range<usize> {
-        let start = ((block * self.num_layers + layer) * self.num_kv_heads + kv_head) * self.head_len;
+    /// Where one head of one layer is in a block.
+    fn head_range(&self, layer: usize, kv_head: usize) -> Range<usize> {
+        let start = (layer * self.num_kv_heads + kv_head) * self.head_len;
         start..start + self.head_len
     }
 
@@ -121,29 +130,83 @@ impl<E: KvElement> CpuStorage<E> {
     }
 
     pub(crate) fn head_block(&self, layer: usize, block: u32, kv_head: usize) -> HeadBlock<'_, E> {
-        let head = self.geometry.head_range(layer, block as usize, kv_head);
-        let (keys, values) = self.pool.as_slice()[head].split_at(self.geometry.keys_len);
+        let block = &self.pool.as_slice()[block as usize * self.geometry.block_len()..];
+        let (keys, values) = block[self.geometry.head_range(layer, kv_head)].split_at(self.geometry.keys_len);
         HeadBlock { keys, values }
     }
 }
 
-impl<E: KvElement> KvStorage for CpuStorage<E> {
-    fn write(&mut self, layer: usize, rows: &KvRows<'_>, batch: &RaggedBatch) {
-        let PoolGeometry { num_kv_heads, head_size, block_size, group_len, row_len, keys_len, .. } = self.geometry;
-        let pool = self.pool.as_mut_slice();
-        let keys = rows.key.chunks_exact(num_kv_heads * head_size);
-        let values = rows.value.chunks_exact(num_kv_heads * head_size);
-        for ((key, value), slot) in keys.zip(values).zip(&batch.slot_mapping) {
-            let (block, offset) = (*slot as usize / block_size, *slot as usize % block_size);
-            let (group, lane) = (offset / LANES, offset % LANES);
-            let heads = key.chunks_exact(head_size).zip(value.chunks_exact(head_size)).enumerate();
-            for (kv_head, (key, value)) in heads {
-                let head = self.geometry.head_range(layer, block, kv_head);
-                let (keys, values) = pool[head].split_at_mut(keys_len);
-                E::write_key(key, &mut keys[group * group_len..][..group_len], lane);
-                E::write_value(value, &mut values[offset * row_len..][..row_len]);
+/// Neighbouring tokens of a step whose slots are neighbours in one block.
+struct SlotRun {
+    tokens: Range<usize>,
+    block: usize,
+    /// Of the first token, in the block.
+    offset: usize,
+}
+
+/// `slots` in runs, in order.
+fn slot_runs(slots: &[u32], block_size: usize) -> impl Iterator<Item = SlotRun> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let first = *slots.get(start)? as usize;
+        let (block, offset) = (first / block_size, first % block_size);
+        let is_next = |(slot, next): (&u32, usize)| *slot as usize == next;
+        let candidates = slots[start..].iter().zip(first..first + block_size - offset);
+        let tokens = start..start + candidates.take_while(|pair| is_next(*pair)).count();
+        start = tokens.end;
+        Some(SlotRun { tokens, block, offset })
+    })
+}
+
+impl<E: KvElement> CpuStorage<E> {
+    /// See [`KvStorage::write`]. Each block is one thread's, so that a slot that comes twice has what came last.
+    pub(crate) fn write_on(&mut self, num_threads: usize, layer: usize, rows: &KvRows<'_>, slots: &[u32]) {
+        let Self { geometry, isa, .. } = *self;
+        let num_stripes = if num_threads > 1 { num_threads * STRIPES_PER_THREAD } else { 1 };
+        let stripes = Stripes::new(self.pool.as_mut_slice(), geometry.block_len(), num_stripes);
+        let drain = || {
+            while let Some(mut stripe) = stripes.next() {
+                for run in slot_runs(slots, geometry.block_size) {
+                    if let Some(block) = stripe.chunk_mut(run.block) {
+                        write_run(isa, &geometry, layer, rows, &run, block);
+                    }
+                }
             }
+        };
+        match num_threads {
+            1 => drain(),
+            _ => barrier_pool().execute_chunked(num_threads, |_| drain()),
         }
+    }
+}
+
+fn write_run<E: KvElement>(
+    isa: Isa,
+    geometry: &PoolGeometry,
+    layer: usize,
+    rows: &KvRows<'_>,
+    run: &SlotRun,
+    block: &mut [E],
+) {
+    let PoolGeometry { num_kv_heads, head_size, group_len, row_len, keys_len, .. } = *geometry;
+    for kv_head in 0..num_kv_heads {
+        let (keys, values) = block[geometry.head_range(layer, kv_head)].split_at_mut(keys_len);
+        let slots = HeadSlots { keys, values, offset: run.offset, group_len, row_len };
+        let (token, column) = (run.tokens.start, kv_head * head_size);
+        let rows = HeadRows {
+            num_tokens: run.tokens.len(),
+            key: rows.key.part(token, column, head_size),
+            value: rows.value.part(token, column, head_size),
+        };
+        isa.write_head(&rows, slots);
+    }
+}
+
+impl<E: KvElement> KvStorage for CpuStorage<E> {
+    fn write(&mut self, layer: usize, rows: &KvRows<'_>, slots: &[u32]) {
+        let num_elements = 2 * slots.len() * self.geometry.num_kv_heads * self.geometry.head_size;
+        let num_threads = if num_elements < MIN_SHARED_ELEMENTS { 1 } else { num_threads() };
+        self.write_on(num_threads, layer, rows, slots);
     }
 
     fn copy_block(&mut self, copy: BlockCopy) {
@@ -152,8 +215,12 @@ impl<E: KvElement> KvStorage for CpuStorage<E> {
         self.pool.as_mut_slice().copy_within(from..from + block_len, copy.to.index() * block_len);
     }
 
-    fn attend(&self, layer: usize, query: &QueryRows<'_>, batch: &RaggedBatch, output: &mut [f32]) {
-        attention::attend(self, layer, query, batch, output);
+    fn plan(&self, plan: &mut AttentionPlan, batch: &RaggedBatch, num_heads: usize) {
+        plan.fill(batch, &self.geometry, num_heads, num_threads());
+    }
+
+    fn attend(&self, layer: usize, query: &QueryRows<'_>, plan: &AttentionPlan, output: &mut [f32]) {
+        attention::attend(self, layer, query, plan, output);
     }
 
     fn num_blocks(&self) -> usize {

@@ -3,34 +3,43 @@
 /// Why an attention call or a cache could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum AttentionError {
-    /// Query heads are not a multiple of KV heads, or a head size differs from the cache's.
-    #[error("query heads {num_heads} x {head_size} do not fit {num_kv_heads} KV heads x {kv_head_size}")]
+    /// Query heads are not a multiple of KV heads.
+    #[error("{num_heads} query heads are not a multiple of {num_kv_heads} KV heads")]
     HeadMismatch {
         /// Query heads.
         num_heads: usize,
-        /// Their size.
-        head_size: usize,
         /// KV heads.
         num_kv_heads: usize,
-        /// Their size.
-        kv_head_size: usize,
     },
-    /// Keys or values are not one row of the cache's shape for each token of the batch.
+    /// A tensor is not one row of the right length for each token of the batch.
     #[error("`{tensor}` has shape {found:?}, the batch and the cache need {expected:?}")]
     Shape {
-        /// `key`, `value` or `query`.
+        /// `key`, `value`, `query` or `output`.
         tensor: &'static str,
-        /// `[T, K, D]` or `[T, H, D]`.
+        /// `[T, K · D]` or `[T, H · D]`.
         expected: Vec<usize>,
         /// What came.
         found: Vec<usize>,
     },
-    /// Keys, values or queries are not f32.
-    #[error("tensors of {found:?}, attention takes f32")]
+    /// Columns are not neighbours in memory, or rows of the output are not.
+    #[error("`{tensor}` has strides {found:?}: the last must be 1, and `output` without gaps")]
+    Strides {
+        /// `key`, `value`, `query` or `output`.
+        tensor: &'static str,
+        /// What came.
+        found: Vec<usize>,
+    },
+    /// A tensor is not f32.
+    #[error("`{tensor}` is {found:?}, attention takes f32")]
     DType {
+        /// `key`, `value`, `query` or `output`.
+        tensor: &'static str,
         /// What came.
         found: candle_core::DType,
     },
+    /// A plan that was made for another cache, or for none.
+    #[error("the attention plan was not made for this KV cache")]
+    Plan,
     /// The model has no such layer.
     #[error("layer {layer} of a cache with {num_layers} layers")]
     Layer {

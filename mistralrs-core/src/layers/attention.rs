@@ -1,7 +1,7 @@
 //! Self-attention over the paged KV cache.
 
-use candle_core::{Error, Result, Tensor};
-use mistralrs_paged_attn::{KvCache, RaggedBatch};
+use candle_core::{DType, Error, Result, Tensor};
+use mistralrs_paged_attn::{AttentionPlan, KvCache, RaggedBatch};
 
 use super::linear::{FusedLinear, Linear};
 use super::rotary::{HeadColumns, RotaryAngles};
@@ -44,15 +44,14 @@ impl Attention {
         let projected = self.query_key_value.forward(input)?;
         let query = HeadColumns { first: 0, num_heads, head_size };
         let key = HeadColumns { first: num_heads * head_size, num_heads: num_kv_heads, head_size };
-        let query = angles.turn(&projected, query)?.reshape((num_tokens, num_heads, head_size))?;
-        let key_tensor = angles.turn(&projected, key)?.reshape((num_tokens, num_kv_heads, head_size))?;
-        let value = projected
-            .narrow(1, key.first + num_kv_heads * head_size, num_kv_heads * head_size)?
-            .contiguous()?
-            .reshape((num_tokens, num_kv_heads, head_size))?;
-        kv.write(self.layer, &key_tensor, &value, batch).map_err(Error::wrap)?;
+        let query = angles.turn(&projected, query)?;
+        let value = projected.narrow(1, key.first + num_kv_heads * head_size, num_kv_heads * head_size)?;
+        kv.write(self.layer, &angles.turn(&projected, key)?, &value, batch).map_err(Error::wrap)?;
+        let mut plan = AttentionPlan::default();
+        kv.plan(&mut plan, batch, num_heads).map_err(Error::wrap)?;
         let scale = (head_size as f32).sqrt().recip();
-        let attended = kv.attend(self.layer, &query, batch, scale).map_err(Error::wrap)?;
-        self.output.forward(&attended.reshape((num_tokens, num_heads * head_size))?)
+        let attended = Tensor::zeros((num_tokens, num_heads * head_size), DType::F32, input.device())?;
+        kv.attend(self.layer, &query, &plan, scale, &attended).map_err(Error::wrap)?;
+        self.output.forward(&attended)
     }
 }

@@ -1,9 +1,12 @@
 //! Cuts one step's attention into units of work of bounded size. Values in, a plan out; any plan gives the same bits.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::ops::Range;
 
 use super::RaggedBatch;
+use super::scratch::Workspace;
+use crate::KvLayout;
 use crate::cpu_storage::PoolGeometry;
 use crate::kernels::GROUPS_PER_TILE;
 
@@ -18,6 +21,8 @@ const READ_COST: usize = 4;
 const UNITS_PER_THREAD: usize = 4;
 /// Rows over a span below which one thread does it all: a few microseconds, less than a parked thread takes to wake.
 const MIN_SHARED_COST: usize = 32;
+/// Rows times spans to merge below which one thread merges them all: about as long as a second barrier takes.
+const MIN_SHARED_MERGES: usize = 64;
 
 /// Neighbouring queries of one sequence and the query groups of neighbouring KV heads.
 ///
@@ -25,7 +30,8 @@ const MIN_SHARED_COST: usize = 32;
 /// is read forwards, the nearer reading comes to the memory's full speed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct QueryTile {
-    pub(super) sequence: usize,
+    /// Where the sequence's block table begins in [`AttentionPlan::blocks`].
+    pub(super) first_block: usize,
     pub(super) kv_heads: Range<usize>,
     /// Tokens of the batch.
     pub(super) queries: Range<usize>,
@@ -70,35 +76,94 @@ pub(super) struct Unit {
     pub(super) spans: Range<usize>,
 }
 
-pub(super) struct Plan {
+/// One KV head of a shared tile, whose spans are merged when all units are done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Merge {
+    pub(super) tile: usize,
+    pub(super) kv_head: usize,
+}
+
+/// How the threads share one step's attention, and the buffers they need for it.
+///
+/// [`KvCache::plan`](crate::KvCache::plan) makes it once per step, every layer of the step uses it. Kept from step to
+/// step, it keeps its memory. One step at a time: it can be sent to another thread, not shared.
+#[derive(Debug, Default)]
+pub struct AttentionPlan {
+    /// The cache that it fits; `None` before the first plan and after a bad one.
+    pub(crate) made_for: Option<(KvLayout, usize)>,
+    pub(super) geometry: PoolGeometry,
+    num_heads: usize,
+    num_tokens: usize,
+    /// Of all sequences, as far as they are read.
+    pub(super) blocks: Vec<u32>,
     pub(super) tiles: Vec<QueryTile>,
     /// Largest first.
     pub(super) units: Vec<Unit>,
+    pub(super) merges: Vec<Merge>,
     /// Rows of all spans of all shared tiles.
     pub(super) num_partials: usize,
     /// Threads worth waking, the caller included.
     pub(super) num_threads: usize,
+    pub(super) num_merge_threads: usize,
+    /// Borrowed by one call of attention at a time.
+    pub(super) workspace: RefCell<Workspace>,
 }
 
-impl Plan {
+impl AttentionPlan {
+    /// Tokens of the step, T.
+    pub fn num_tokens(&self) -> usize {
+        self.num_tokens
+    }
+
+    /// Query heads, H.
+    pub fn num_heads(&self) -> usize {
+        self.num_heads
+    }
+
+    /// Query heads per KV head.
+    pub(super) fn group_size(&self) -> usize {
+        self.num_heads / self.geometry.num_kv_heads
+    }
+
+    /// Forgets the step, not the memory.
+    pub(crate) fn clear(&mut self) {
+        self.made_for = None;
+        self.num_partials = 0;
+        self.blocks.clear();
+        self.tiles.clear();
+        self.units.clear();
+        self.merges.clear();
+    }
+
     /// What is large beside a thread's share is cut, by spans first and by heads where that is not enough.
-    pub(super) fn new(batch: &RaggedBatch, geometry: &PoolGeometry, num_heads: usize, num_threads: usize) -> Self {
-        let whole_tiles = query_tiles(batch, geometry, num_heads / geometry.num_kv_heads);
-        let cost: usize = whole_tiles.iter().map(|tile| tile.num_spans * tile.span_cost()).sum();
-        let num_threads = if cost < MIN_SHARED_COST { 1 } else { num_threads };
-        let share = if num_threads > 1 { (cost / (num_threads * UNITS_PER_THREAD)).max(1) } else { usize::MAX };
-        let mut plan = Self { tiles: Vec::new(), units: Vec::new(), num_partials: 0, num_threads };
-        for tile in whole_tiles {
+    pub(crate) fn fill(&mut self, batch: &RaggedBatch, geometry: &PoolGeometry, num_heads: usize, num_threads: usize) {
+        self.clear();
+        (self.geometry, self.num_heads, self.num_tokens) = (*geometry, num_heads, batch.num_tokens());
+        for sequence in 0..batch.num_sequences() {
+            let num_blocks = batch.context_len(sequence).div_ceil(geometry.block_size);
+            self.blocks.extend_from_slice(&batch.block_table(sequence)[..num_blocks]);
+        }
+        let whole_tiles = || query_tiles(batch, geometry, num_heads / geometry.num_kv_heads);
+        let cost: usize = whole_tiles().map(|tile| tile.num_spans * tile.span_cost()).sum();
+        self.num_threads = if cost < MIN_SHARED_COST { 1 } else { num_threads };
+        let num_shares = self.num_threads * UNITS_PER_THREAD;
+        let share = if self.num_threads > 1 { (cost / num_shares).max(1) } else { usize::MAX };
+        for tile in whole_tiles() {
             let max_heads = (MAX_ROWS_PER_TILE / tile.rows_per_head()).min(share / tile.head_cost()).max(1);
             // Of nearly equal size: eight heads, five at most, are four and four.
             let heads_per_tile = tile.kv_heads.len().div_ceil(tile.kv_heads.len().div_ceil(max_heads));
             for first_head in tile.kv_heads.clone().step_by(heads_per_tile) {
                 let kv_heads = first_head..tile.kv_heads.end.min(first_head + heads_per_tile);
-                plan.add(QueryTile { kv_heads, ..tile.clone() }, share);
+                self.add(QueryTile { kv_heads, ..tile.clone() }, share);
             }
         }
-        plan.units.sort_by_key(|unit| Reverse(unit.spans.len() * plan.tiles[unit.tile].span_cost()));
-        plan
+        self.num_merge_threads = if self.num_partials < MIN_SHARED_MERGES { 1 } else { self.num_threads };
+        let tiles = &self.tiles;
+        // A stable sort would allocate: what is equally large stays in order by its place.
+        self.units.sort_unstable_by_key(|unit| {
+            (Reverse(unit.spans.len() * tiles[unit.tile].span_cost()), unit.tile, unit.spans.start)
+        });
+        self.grow_workspace();
     }
 
     fn add(&mut self, mut tile: QueryTile, share: usize) {
@@ -107,6 +172,7 @@ impl Plan {
         if spans_per_unit < tile.num_spans {
             tile.first_partial = Some(self.num_partials);
             self.num_partials += tile.num_spans * tile.num_rows();
+            self.merges.extend(tile.kv_heads.clone().map(|kv_head| Merge { tile: self.tiles.len(), kv_head }));
         }
         for start in (0..tile.num_spans).step_by(spans_per_unit) {
             let spans = start..tile.num_spans.min(start + spans_per_unit);
@@ -114,28 +180,38 @@ impl Plan {
         }
         self.tiles.push(tile);
     }
+
+    /// Whichever thread gets whichever unit, it finds room: attention itself never allocates.
+    fn grow_workspace(&mut self) {
+        let max_rows = self.tiles.iter().map(QueryTile::num_rows).max().unwrap_or(0);
+        let workspace = self.workspace.get_mut();
+        workspace.grow_scratches(&self.geometry, self.num_threads, max_rows);
+        workspace.grow_partials(&self.geometry, self.num_partials);
+        workspace.output_claims.reserve(self.num_tokens * self.geometry.num_kv_heads);
+    }
 }
 
 /// All sequences' queries in pieces, each with all KV heads.
-fn query_tiles(batch: &RaggedBatch, geometry: &PoolGeometry, group_size: usize) -> Vec<QueryTile> {
+fn query_tiles(batch: &RaggedBatch, geometry: &PoolGeometry, group_size: usize) -> impl Iterator<Item = QueryTile> {
     let queries_per_tile = (MAX_ROWS_PER_TILE / group_size).max(1);
-    let mut tiles = Vec::new();
-    for sequence in 0..batch.num_sequences() {
-        let all_queries = batch.queries(sequence);
-        for start in all_queries.clone().step_by(queries_per_tile) {
+    let mut next_block = 0;
+    (0..batch.num_sequences()).flat_map(move |sequence| {
+        let (all_queries, context_len) = (batch.queries(sequence), batch.context_len(sequence));
+        let first_block = next_block;
+        next_block += context_len.div_ceil(geometry.block_size);
+        all_queries.clone().step_by(queries_per_tile).map(move |start| {
             let queries = start..all_queries.end.min(start + queries_per_tile);
             // The last query of the sequence sees all of its context.
-            let last_visible = batch.context_len(sequence) - (all_queries.end - queries.end);
-            tiles.push(QueryTile {
-                sequence,
+            let last_visible = context_len - (all_queries.end - queries.end);
+            QueryTile {
+                first_block,
                 kv_heads: 0..geometry.num_kv_heads,
                 first_visible: last_visible + 1 - queries.len(),
                 queries,
                 group_size,
                 num_spans: geometry.groups_of(last_visible).div_ceil(GROUPS_PER_TILE * TILES_PER_SPAN),
                 first_partial: None,
-            });
-        }
-    }
-    tiles
+            }
+        })
+    })
 }

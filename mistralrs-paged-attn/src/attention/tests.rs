@@ -10,6 +10,7 @@ use super::*;
 use crate::cache::{KvRows, KvStorage};
 use crate::kernels::{Isa, Q8};
 use crate::reference::ReferenceCache;
+use crate::rows::StridedRows;
 use crate::{BlockCopy, BlockId, KvLayout};
 
 #[derive(Debug, Clone, Copy)]
@@ -161,16 +162,19 @@ impl World {
         storage: &mut CpuStorage<E>,
         num_threads: usize,
     ) -> Vec<Vec<f32>> {
-        let Shape { num_heads, num_kv_heads, .. } = self.shape;
+        let Shape { num_heads, num_kv_heads, head_size, .. } = self.shape;
+        // One for all steps, as an engine has it: what a step leaves behind must not matter to the next.
+        let mut plan = AttentionPlan::default();
         self.collect(steps, |step, batch| {
             let key = self.rows(step, num_kv_heads, |tokens| &tokens.key);
             let value = self.rows(step, num_kv_heads, |tokens| &tokens.value);
-            storage.write(0, &KvRows { key: &key, value: &value }, batch);
+            storage.write_on(num_threads, 0, &kv_rows(&key, &value, num_kv_heads * head_size), &batch.slot_mapping);
             let query = self.rows(step, num_heads, |tokens| &tokens.query);
-            let query = QueryRows { query: &query, num_heads, scale: self.shape.scale() };
-            let plan = Plan::new(batch, storage.geometry(), num_heads, num_threads);
-            let mut output = vec![f32::NAN; query.query.len()];
-            run_plan(&super::Step { storage, layer: 0, query: &query, batch }, &plan, &mut output);
+            plan.fill(batch, storage.geometry(), num_heads, num_threads);
+            let mut output = vec![f32::NAN; query.len()];
+            let query =
+                QueryRows { query: StridedRows::dense(&query, num_heads * head_size), scale: self.shape.scale() };
+            attend(storage, 0, &query, &plan, &mut output);
             output
         })
     }
@@ -199,6 +203,10 @@ impl World {
         }
         steps
     }
+}
+
+fn kv_rows<'a>(key: &'a [f32], value: &'a [f32], row_len: usize) -> KvRows<'a> {
+    KvRows { key: StridedRows::dense(key, row_len), value: StridedRows::dense(value, row_len) }
 }
 
 fn largest_difference(left: &[Vec<f32>], right: &[Vec<f32>]) -> f32 {
@@ -331,7 +339,8 @@ fn long_contexts_are_cut_for_idle_threads() {
     let world = World::random(SMOL, &[1100], 4);
     let geometry = SMOL.geometry::<f16>();
     let units = |step: Step, num_threads| {
-        let plan = Plan::new(&world.batch(&step), &geometry, SMOL.num_heads, num_threads);
+        let mut plan = AttentionPlan::default();
+        plan.fill(&world.batch(&step), &geometry, SMOL.num_heads, num_threads);
         (plan.tiles.len(), plan.units.len(), plan.num_partials)
     };
     let decode = || vec![(0, 1099..1100)];
@@ -353,11 +362,8 @@ fn check_unread<E: KvElement>(shape: Shape) {
     for isa in Isa::all() {
         let mut storage = world.storage::<E>(isa);
         let garbage = vec![f32::NAN; world.num_blocks * shape.block_size * shape.num_kv_heads * shape.head_size];
-        let everywhere = RaggedBatch {
-            slot_mapping: (0..(world.num_blocks * shape.block_size) as u32).collect(),
-            ..RaggedBatch::default()
-        };
-        storage.write(0, &KvRows { key: &garbage, value: &garbage }, &everywhere);
+        let everywhere: Vec<u32> = (0..(world.num_blocks * shape.block_size) as u32).collect();
+        storage.write(0, &kv_rows(&garbage, &garbage, shape.num_kv_heads * shape.head_size), &everywhere);
         let found = world.by_storage(&steps, &mut storage, 2);
         check_bits(&found, &world.by_kernel::<E>(&steps, isa, 2), "a pool full of NaN");
     }
@@ -418,4 +424,31 @@ fn check_copy<E: KvElement>() {
     world.tables[0][2] = unused;
     found[0].extend(world.by_storage(&[vec![(0, rest)]], &mut storage, 1).remove(0));
     check_bits(&found, &expected, E::DTYPE.as_str());
+}
+
+#[test]
+fn a_slot_that_is_written_twice_has_what_came_last_on_any_number_of_threads() {
+    let row_len = SMOL.num_kv_heads * SMOL.head_size;
+    let world = World::random(SMOL, &[400], 8);
+    let tokens = &world.sequences[0];
+    let slots: Vec<u32> = (0..400).map(|token| token * 7 % 90).collect();
+    let pool = |num_threads| {
+        let mut storage = world.storage::<f16>(Isa::best());
+        storage.write_on(num_threads, 0, &kv_rows(&tokens.key, &tokens.value, row_len), &slots);
+        let heads =
+            (0..world.num_blocks as u32).flat_map(|block| (0..SMOL.num_kv_heads).map(move |head| (block, head)));
+        let bits = heads.flat_map(|(block, head)| {
+            let head = storage.head_block(0, block, head);
+            head.keys.iter().chain(head.values).map(|element| element.to_bits()).collect::<Vec<_>>()
+        });
+        bits.collect::<Vec<_>>()
+    };
+    let in_order = pool(1);
+    let last = slots.iter().rposition(|slot| *slot == 5).unwrap();
+    let value = f16::from_f32(tokens.value[last * row_len]).to_bits();
+    let geometry = SMOL.geometry::<f16>();
+    assert_eq!(in_order[geometry.num_groups * geometry.group_len + 5 * geometry.row_len], value);
+    for num_threads in [2, 3, 16] {
+        assert!(pool(num_threads) == in_order, "{num_threads} threads");
+    }
 }

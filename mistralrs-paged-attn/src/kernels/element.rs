@@ -1,6 +1,5 @@
 //! How KV is stored: where elements lie in a pool, how they are rounded, and how kernels read them.
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::lanes::Lanes;
@@ -55,10 +54,16 @@ pub(crate) unsafe trait KvElement: Copy + Default + Send + Sync + 'static {
     unsafe fn load_values<L: Lanes>(row: *const Self, column: usize) -> L;
 
     /// Rounds `key` into lane `lane` of the lane group `keys`.
-    fn write_key(key: &[f32], keys: &mut [Self], lane: usize);
+    ///
+    /// # Safety
+    /// The CPU must have the features of `L`.
+    unsafe fn write_key<L: Lanes>(key: &[f32], keys: &mut [Self], lane: usize);
 
     /// Rounds `value` into `row`.
-    fn write_value(value: &[f32], row: &mut [Self]);
+    ///
+    /// # Safety
+    /// The CPU must have the features of `L`.
+    unsafe fn write_value<L: Lanes>(value: &[f32], row: &mut [Self]);
 }
 
 /// Storage types without scales: keys are `[D, LANES]`, a row of values is `[padded D]`.
@@ -75,19 +80,18 @@ pub(crate) unsafe trait KvFloat: Copy + Default + Send + Sync + 'static {
     /// `from` must be readable for [`LANES`] elements, and the CPU must have the features of `L`.
     unsafe fn load<L: Lanes>(from: *const Self) -> L;
 
-    /// Rounds `from` to the nearest elements; `to` has the same length.
-    fn round_all(from: &[f32], to: &mut [Self]);
+    /// Stores the nearest elements. Saturates: an infinity here would turn every later weight of the sequence into NaN.
+    ///
+    /// # Safety
+    /// `to` must be writable for [`LANES`] elements, and the CPU must have the features of `L`.
+    unsafe fn store<L: Lanes>(values: L, to: *mut Self);
 }
-
-/// Elements rounded at a time: converting a slice uses the CPU's instruction for it, converting one by one asks for
-/// it each time.
-const PIECE: usize = 64;
 
 // SAFETY: bit patterns by the promise of `KvFloat`; the last key vector ends at `D * LANES`, the last of a row at the
 // padded head size.
 unsafe impl<F: KvFloat> KvElement for F {
     const DTYPE: KvDType = <F as KvFloat>::DTYPE;
-    const DIMS_PER_SCALE: usize = PIECE;
+    const DIMS_PER_SCALE: usize = usize::MAX;
     type Scale<L: Lanes> = ();
 
     fn keys_len(head_size: usize) -> usize {
@@ -123,11 +127,13 @@ unsafe impl<F: KvFloat> KvElement for F {
         unsafe { F::load(row.add(Self::value_offset(column))) }
     }
 
-    fn write_key(key: &[f32], keys: &mut [Self], lane: usize) {
-        let mut piece = [F::default(); PIECE];
+    #[inline(always)]
+    unsafe fn write_key<L: Lanes>(key: &[f32], keys: &mut [Self], lane: usize) {
         let mut column = keys[lane..].iter_mut().step_by(LANES);
-        for key in key.chunks(PIECE) {
-            F::round_all(key, &mut piece[..key.len()]);
+        for key in key.chunks(LANES) {
+            let mut piece = [F::default(); LANES];
+            // SAFETY: the piece has `LANES` elements; the features are the caller's promise.
+            unsafe { F::store(load_padded::<L>(key), piece.as_mut_ptr()) };
             // The piece first: it is what ends, and what comes second in a zip is asked for one less.
             for (from, to) in piece[..key.len()].iter().zip(column.by_ref()) {
                 *to = *from;
@@ -135,9 +141,34 @@ unsafe impl<F: KvFloat> KvElement for F {
         }
     }
 
-    fn write_value(value: &[f32], row: &mut [Self]) {
-        F::round_all(value, &mut row[..value.len()]);
+    #[inline(always)]
+    unsafe fn write_value<L: Lanes>(value: &[f32], row: &mut [Self]) {
+        for (value, to) in value.chunks(LANES).zip(row.chunks_exact_mut(LANES)) {
+            // SAFETY: the chunk has `LANES` elements; the features are the caller's promise.
+            unsafe { F::store(load_padded::<L>(value), to.as_mut_ptr()) };
+        }
     }
+}
+
+/// Up to [`LANES`] floats, then zeroes.
+#[inline(always)]
+unsafe fn load_padded<L: Lanes>(from: &[f32]) -> L {
+    let mut padded = [0.0; LANES];
+    let whole = if from.len() < LANES {
+        padded[..from.len()].copy_from_slice(from);
+        &padded
+    } else {
+        from
+    };
+    // SAFETY: `LANES` floats or more; the features are the caller's promise.
+    unsafe { L::load(whole.as_ptr()) }
+}
+
+/// `values` within ±`max`; what is NaN stays NaN.
+#[inline(always)]
+unsafe fn saturated<L: Lanes>(values: L, max: f32) -> L {
+    // SAFETY: the features are the caller's promise.
+    unsafe { L::splat(max).min(L::splat(-max).max(values)) }
 }
 
 // SAFETY: f32 has no invalid bit patterns.
@@ -150,8 +181,10 @@ unsafe impl KvFloat for f32 {
         unsafe { L::load(from) }
     }
 
-    fn round_all(from: &[f32], to: &mut [Self]) {
-        to.copy_from_slice(from);
+    #[inline(always)]
+    unsafe fn store<L: Lanes>(values: L, to: *mut Self) {
+        // SAFETY: the caller's promises are those of `Lanes::store`.
+        unsafe { values.store(to) }
     }
 }
 
@@ -165,8 +198,10 @@ unsafe impl KvFloat for f16 {
         unsafe { L::load_half(from) }
     }
 
-    fn round_all(from: &[f32], to: &mut [Self]) {
-        round_saturated(from, to, f16::MAX.to_f32_const());
+    #[inline(always)]
+    unsafe fn store<L: Lanes>(values: L, to: *mut Self) {
+        // SAFETY: the caller's promises are those of `Lanes::store_half`.
+        unsafe { saturated(values, f16::MAX.to_f32_const()).store_half(to) }
     }
 }
 
@@ -180,21 +215,9 @@ unsafe impl KvFloat for bf16 {
         unsafe { L::load_brain(from) }
     }
 
-    fn round_all(from: &[f32], to: &mut [Self]) {
-        round_saturated(from, to, bf16::MAX.to_f32_const());
-    }
-}
-
-/// Saturates at `max`: an infinity here would turn every later weight of the sequence into NaN.
-fn round_saturated<H>(from: &[f32], to: &mut [H], max: f32)
-where
-    [H]: HalfFloatSliceExt,
-{
-    let mut saturated = [0.0; PIECE];
-    for (to, from) in to.chunks_mut(PIECE).zip(from.chunks(PIECE)) {
-        for (saturated, from) in saturated.iter_mut().zip(from) {
-            *saturated = from.clamp(-max, max);
-        }
-        to.convert_from_f32_slice(&saturated[..from.len()]);
+    #[inline(always)]
+    unsafe fn store<L: Lanes>(values: L, to: *mut Self) {
+        // SAFETY: the caller's promises are those of `Lanes::store_brain`.
+        unsafe { saturated(values, bf16::MAX.to_f32_const()).store_brain(to) }
     }
 }

@@ -1,5 +1,6 @@
 //! [`LANES`] floats at once: what kernels are written in, and its plain form for any CPU.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::LANES;
@@ -30,6 +31,18 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// `to` must be writable for [`LANES`] floats, and the CPU have the features.
     unsafe fn store(self, to: *mut f32);
+    /// Nearest halves, ties to even.
+    /// # Safety
+    /// `to` must be writable for [`LANES`] halves, and the CPU have the features.
+    unsafe fn store_half(self, to: *mut f16);
+    /// Nearest upper halves, ties to even.
+    /// # Safety
+    /// `to` must be writable for [`LANES`] elements, and the CPU have the features.
+    unsafe fn store_brain(self, to: *mut bf16);
+    /// Nearest integers, ties to even; lanes are within a byte's range.
+    /// # Safety
+    /// `to` must be writable for [`LANES`] bytes, and the CPU have the features.
+    unsafe fn store_bytes(self, to: *mut i8);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -37,6 +50,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
     /// The larger of each lane; `other` where either is NaN.
     unsafe fn max(self, other: Self) -> Self;
+    /// The smaller of each lane; `other` where either is NaN.
+    unsafe fn min(self, other: Self) -> Self;
     /// Nearest integers, ties to even.
     unsafe fn round(self) -> Self;
     /// `self * 2^power`; `power` is an integer and the result a normal number.
@@ -119,6 +134,25 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn store_half(self, to: *mut f16) {
+        // SAFETY: the caller promises `LANES` writable halves.
+        let to = unsafe { &mut *to.cast::<[f16; LANES]>() };
+        to.convert_from_f32_slice(&self.0);
+    }
+
+    #[inline(always)]
+    unsafe fn store_brain(self, to: *mut bf16) {
+        // SAFETY: the caller promises `LANES` writable elements.
+        unsafe { *to.cast::<[bf16; LANES]>() = self.0.map(bf16::from_f32) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8) {
+        // SAFETY: the caller promises `LANES` writable bytes; rounding needs no feature here.
+        unsafe { *to.cast::<[i8; LANES]>() = self.round().0.map(|lane| lane as i8) }
+    }
+
+    #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         self.zip(other, |a, b| a + b)
     }
@@ -142,6 +176,11 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         self.zip(other, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a < b { a } else { b })
     }
 
     #[inline(always)]

@@ -11,13 +11,15 @@ mod lanes;
 mod memory;
 mod q8;
 mod tile;
+mod write;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub(crate) use element::KvElement;
 use lanes::Portable;
-pub(crate) use memory::{ClaimedChunks, LazyPool};
+pub(crate) use memory::{ClaimedChunks, Claims, LazyPool, Stripes};
 pub(crate) use q8::{Q8, RUN_LEN};
+pub(crate) use write::{HeadRows, HeadSlots};
 
 /// Tokens whose keys sit side by side in memory, one per vector lane.
 pub(crate) const LANES: usize = 16;
@@ -146,6 +148,23 @@ impl Isa {
             Level::Avx2 => unsafe { x86::attend_tile_avx2(tile, ahead, rows) },
             // SAFETY: needs no feature; buffers were checked above.
             Level::Portable => unsafe { tile::attend_narrow::<Portable, E>(tile, ahead, rows) },
+        }
+    }
+
+    /// Rounds the rows into a block, the first at the token that `slots` names.
+    ///
+    /// # Panics
+    /// If the rows do not fit there.
+    pub(crate) fn write_head<E: KvElement>(self, rows: &HeadRows<'_>, mut slots: HeadSlots<'_, E>) {
+        match self.0 {
+            // SAFETY: `Isa::all` found the feature.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { x86::write_head_avx512(rows, &mut slots) },
+            // SAFETY: `Isa::all` found the features.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { x86::write_head_avx2(rows, &mut slots) },
+            // SAFETY: needs no feature.
+            Level::Portable => unsafe { write::write_head::<Portable, E>(rows, &mut slots) },
         }
     }
 }

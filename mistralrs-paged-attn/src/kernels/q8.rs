@@ -27,6 +27,13 @@ const MAX_ELEMENT: f32 = 127.0;
 #[repr(transparent)]
 pub(crate) struct Q8(u8);
 
+#[cfg(test)]
+impl Q8 {
+    pub(crate) fn bits(self) -> u8 {
+        self.0
+    }
+}
+
 // SAFETY: a byte has no invalid bit patterns. Of `head_size / RUN_LEN` runs, which is whole, the last vector and the
 // scale behind it end where the run does.
 unsafe impl KvElement for Q8 {
@@ -73,10 +80,12 @@ unsafe impl KvElement for Q8 {
         }
     }
 
-    fn write_key(key: &[f32], keys: &mut [Self], lane: usize) {
+    #[inline(always)]
+    unsafe fn write_key<L: Lanes>(key: &[f32], keys: &mut [Self], lane: usize) {
         for (key, keys) in key.chunks_exact(RUN_LEN).zip(keys.chunks_exact_mut(KEY_RUN_LEN)) {
             let (elements, scales) = keys.split_at_mut(RUN_LEN * LANES);
-            let run = Run::round(key);
+            // SAFETY: the features are the caller's promise.
+            let run = unsafe { Run::round::<L>(key) };
             for (to, from) in elements[lane..].iter_mut().step_by(LANES).zip(run.elements) {
                 *to = from;
             }
@@ -84,9 +93,11 @@ unsafe impl KvElement for Q8 {
         }
     }
 
-    fn write_value(value: &[f32], row: &mut [Self]) {
+    #[inline(always)]
+    unsafe fn write_value<L: Lanes>(value: &[f32], row: &mut [Self]) {
         for (value, to) in value.chunks_exact(RUN_LEN).zip(row.chunks_exact_mut(ROW_RUN_LEN)) {
-            let run = Run::round(value);
+            // SAFETY: the features are the caller's promise.
+            let run = unsafe { Run::round::<L>(value) };
             to[..RUN_LEN].copy_from_slice(&run.elements);
             to[RUN_LEN..].copy_from_slice(&run.scale);
         }
@@ -103,17 +114,25 @@ impl Run {
     /// The scale makes the largest magnitude 127; magnitudes above 127 * 65504 are stored as that. Elements are rounded by
     /// the scale as it is stored, so that its own rounding costs nothing more. A NaN makes the whole run NaN: a broken
     /// model is seen, not hidden.
-    fn round(from: &[f32]) -> Self {
-        let largest = from.iter().fold(0.0_f32, |largest, element| {
-            let magnitude = element.abs();
-            if magnitude > largest || magnitude.is_nan() { magnitude } else { largest }
-        });
+    ///
+    /// # Safety
+    /// The CPU must have the features of `L`.
+    #[inline(always)]
+    unsafe fn round<L: Lanes>(from: &[f32]) -> Self {
+        // Without their sign, floats are ordered as their bits are, and NaN is above all.
+        let largest = from.iter().fold(0, |largest, element| largest.max(element.abs().to_bits()));
+        let largest = f32::from_bits(largest);
         let scale = f16::from_f32((largest / MAX_ELEMENT).clamp(0.0, f16::MAX.to_f32_const()));
         let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
         let mut elements = [Q8::default(); RUN_LEN];
-        for (to, from) in elements.iter_mut().zip(from) {
-            let rounded = (from * inverse).round_ties_even().clamp(-MAX_ELEMENT, MAX_ELEMENT) as i8;
-            *to = Q8(rounded.cast_unsigned());
+        for (from, to) in from.chunks_exact(LANES).zip(elements.chunks_exact_mut(LANES)) {
+            // SAFETY: both have `LANES` elements, and a `Q8` is a byte; the features are the caller's promise.
+            unsafe {
+                let scaled = L::load(from.as_ptr()).mul(L::splat(inverse));
+                // What is NaN becomes the smallest: its scale says what it is.
+                let bounded = scaled.max(L::splat(-MAX_ELEMENT)).min(L::splat(MAX_ELEMENT));
+                bounded.store_bytes(to.as_mut_ptr().cast());
+            }
         }
         Self { elements, scale: scale.to_ne_bytes().map(Q8) }
     }

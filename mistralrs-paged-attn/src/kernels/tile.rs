@@ -151,7 +151,7 @@ unsafe fn score<L: Lanes, E: KvElement, const R: usize, const W: usize>(
                 for w in 1..W {
                     scales[w] = E::key_scale::<L>(keys[w], first_dim);
                 }
-                let end = head_size.min(first_dim + E::DIMS_PER_SCALE);
+                let end = first_dim + E::DIMS_PER_SCALE.min(head_size - first_dim);
                 for dim in first_dim..end {
                     let mut key = [L::splat(0.0); W];
                     for w in 0..W {
