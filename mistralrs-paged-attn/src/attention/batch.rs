@@ -47,8 +47,8 @@ impl RaggedBatch {
 
     /// Checks all of it against a cache of `num_blocks` blocks of `block_size` tokens: O(T + blocks read).
     ///
-    /// The engine calls this once per step, so that a bad plan is refused before the first layer writes. Each layer's
-    /// `write` and `attend` repeat only what keeps them inside the pools: a comparison per slot or block.
+    /// The engine calls this once per step, so that a bad plan is refused before the first layer writes. What keeps
+    /// reading inside the pools is checked again once per step, by `KvCache::plan`; each layer's `write` compares its slots.
     ///
     /// # Errors
     /// The first contradiction.

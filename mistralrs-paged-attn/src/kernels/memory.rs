@@ -96,7 +96,8 @@ pub(crate) struct Stripes<'a, T> {
     start: *mut T,
     num_chunks: usize,
     chunk_len: usize,
-    num_stripes: usize,
+    /// Stripes, and so the distance between a stripe's chunks.
+    count: usize,
     /// The first stripe that nobody has.
     next: AtomicUsize,
     buffer: PhantomData<&'a mut [T]>,
@@ -113,14 +114,14 @@ impl<'a, T> Stripes<'a, T> {
         assert!(chunk_len > 0 && num_stripes > 0 && buffer.len().is_multiple_of(chunk_len));
         let num_chunks = buffer.len() / chunk_len;
         let next = AtomicUsize::new(0);
-        Self { start: buffer.as_mut_ptr(), num_chunks, chunk_len, num_stripes, next, buffer: PhantomData }
+        Self { start: buffer.as_mut_ptr(), num_chunks, chunk_len, count: num_stripes, next, buffer: PhantomData }
     }
 
     /// A stripe that nobody had; `None` when all are given.
     pub(crate) fn next(&self) -> Option<Stripe<'_, 'a, T>> {
         // Relaxed: the counter only counts; threads start and end at the pool's barrier.
         let index = self.next.fetch_add(1, Ordering::Relaxed);
-        (index < self.num_stripes).then_some(Stripe { stripes: self, index })
+        (index < self.count).then_some(Stripe { stripes: self, index })
     }
 }
 
@@ -136,11 +137,11 @@ impl<T> Stripe<'_, '_, T> {
     /// # Panics
     /// If there is no such chunk.
     pub(crate) fn chunk_mut(&mut self, chunk: usize) -> Option<&mut [T]> {
-        let Stripes { start, num_chunks, chunk_len, num_stripes, .. } = self.stripes;
+        let Stripes { start, num_chunks, chunk_len, count, .. } = self.stripes;
         assert!(chunk < *num_chunks, "chunk {chunk} of {num_chunks}");
         // SAFETY: in bounds; chunks of this stripe are this value's alone, and `&mut self` lends one at a time.
         let own = || unsafe { std::slice::from_raw_parts_mut(start.add(chunk * chunk_len), *chunk_len) };
-        (chunk % num_stripes == self.index).then(own)
+        (chunk % count == self.index).then(own)
     }
 }
 
