@@ -121,7 +121,7 @@ fn bench_forward(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("forward");
     group.sample_size(10);
     for dtype in [GgmlDType::Q4_1, GgmlDType::Q8_0, GgmlDType::F16] {
-        let model = MadeUpWeights::new(dtype, smollm2()).model();
+        let mut model = MadeUpWeights::new(dtype, smollm2()).model();
         let shape = model.shape();
         let layout = KvLayout {
             num_layers: shape.num_layers,

@@ -12,7 +12,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::utils::barrier_pool;
 use candle_core::{Device, Module, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use mistralrs_quant::{BlockFormat, BlockMatrix, Columns, QuantizedRows, Threads};
+use mistralrs_quant::{BlockFormat, BlockMatrix, Columns, Precision, QuantizedRows, RowShape, Source, Threads};
 
 /// Inputs and outputs: SmolLM2-135M's feed-forward block, and Llama-3.2-1B's.
 const SHAPES: [(usize, usize); 2] = [(576, 1536), (2048, 8192)];
@@ -51,13 +51,15 @@ fn weights(format: (GgmlDType, BlockFormat), (num_inputs, num_outputs): (usize, 
     let tensor = Tensor::from_vec(values(num_outputs * num_inputs), (num_outputs, num_inputs), &Device::Cpu);
     let stored = QTensor::quantize(&tensor.expect("as many as the shape says"), format.0).expect("whole blocks");
     let bytes = stored.data().expect("the CPU's tensors are bytes");
-    let packed = BlockMatrix::pack(format.1, num_inputs, &[&bytes]).expect("whole rows");
+    let packed = BlockMatrix::pack(format.1, num_inputs, &[&bytes], &Pool).expect("whole rows");
     (stored, packed)
 }
 
 /// Rounding the activations included, as a layer does both.
 fn multiply(matrix: &BlockMatrix, activations: &[f32], out: &mut [f32]) {
-    let rows = QuantizedRows::new(activations, matrix.num_inputs(), matrix.spans(), &Pool);
+    let mut rows = QuantizedRows::default();
+    let shape = RowShape { num_inputs: matrix.num_inputs(), spans: matrix.spans(), precision: Precision::Bits8 };
+    rows.fill(Source::Rows(activations), shape, &Pool);
     matrix.matmul(&rows, Columns::all(out, matrix.num_outputs()), &Pool);
     black_box(out);
 }
@@ -94,7 +96,7 @@ fn bench_one_row(criterion: &mut Criterion) {
         let num_bytes = shape.0 * shape.1 / format.block_len() * format.block_bytes();
         // 0x2222 is a scale of 0.01 in f16, and small codes elsewhere.
         let bytes = vec![0x22; num_bytes];
-        let pack = || BlockMatrix::pack(format, shape.0, &[&bytes]).expect("whole rows");
+        let pack = || BlockMatrix::pack(format, shape.0, &[&bytes], &Pool).expect("whole rows");
         let matrices: Vec<BlockMatrix> = std::iter::repeat_with(pack).take(COLD_BYTES / num_bytes).collect();
         let (activations, mut out, mut next) = (values(shape.0), vec![0.0; shape.1], 0);
         group.throughput(Throughput::Bytes(matrices[0].num_bytes() as u64));

@@ -12,6 +12,7 @@ use mistralrs_paged_attn::{BlockUsage, KvCache};
 use crate::admission::{Admission, EngineStatus};
 use crate::error::RequestError;
 use crate::generation::{Answer, Generation, SequenceEvent};
+use crate::host_copy::read_into;
 use crate::metrics::{ModelMetrics, Rejection};
 use crate::models::{CausalLm, StepBatch, StepOutput};
 use crate::packing::{self, PackedChunk};
@@ -32,6 +33,8 @@ pub(crate) struct Engine {
     metrics: ModelMetrics,
     /// Vocabulary-sized buffers, lent to one sampler after the other.
     scratch: SamplerScratch,
+    /// Logits or hidden states of the step, as samplers and poolers read them.
+    host_rows: Vec<f32>,
     /// Guesses tokens where that pays.
     guesser: Guesser,
     last_usage: BlockUsage,
@@ -61,6 +64,7 @@ impl Engine {
             admission,
             metrics,
             scratch: SamplerScratch::default(),
+            host_rows: Vec::new(),
             guesser,
             last_usage: BlockUsage::default(),
         }
@@ -231,10 +235,10 @@ impl Engine {
         if num_rows == 0 {
             return;
         }
-        let mut rows = match logits.flatten_all().and_then(|logits| logits.to_vec1::<f32>()) {
-            Ok(rows) => rows,
-            Err(error) => return self.fail_planned(plan, &format!("reading the logits failed: {error}")),
-        };
+        let mut rows = std::mem::take(&mut self.host_rows);
+        if let Err(error) = read_into(logits, &mut rows) {
+            return self.fail_planned(plan, &format!("reading the logits failed: {error}"));
+        }
         let vocab_size = rows.len() / num_rows;
         let mut rest = rows.as_mut_slice();
         for chunk in last {
@@ -247,6 +251,7 @@ impl Engine {
                 Err(panic) => self.fail(chunk.id, format!("sampling panicked: {}", panic_message(&*panic))),
             }
         }
+        self.host_rows = rows;
     }
 
     /// Samples after the chunk's newest token and after each guess, until a guess is wrong or the sequence ends.
@@ -300,15 +305,16 @@ impl Engine {
 
     /// Adds the hidden states of this step's chunks to what earlier ones gave, and sends the vectors that are complete.
     fn pool_chunks(&mut self, plan: &StepPlan, hidden: &Tensor) {
-        let states = match hidden.flatten_all().and_then(|hidden| hidden.to_vec1::<f32>()) {
-            Ok(states) => states,
-            Err(error) => return self.fail_planned(plan, &format!("reading the hidden states failed: {error}")),
-        };
+        let mut states = std::mem::take(&mut self.host_rows);
+        if let Err(error) = read_into(hidden, &mut states) {
+            return self.fail_planned(plan, &format!("reading the hidden states failed: {error}"));
+        }
         let mut rest = states.as_slice();
         for chunk in &plan.chunks {
             let num_read = self.pool_chunk(chunk, rest);
             rest = &rest[num_read..];
         }
+        self.host_rows = states;
     }
 
     /// Pools the chunk's part, which `states` begins with; how many numbers that is. None for a chunk of text.

@@ -14,6 +14,7 @@ mod engine;
 pub mod error;
 mod free_memory;
 mod generation;
+mod host_copy;
 mod kv_budget;
 pub mod layers;
 pub mod loader;

@@ -137,7 +137,7 @@ impl Model {
     /// As [`Self::start`], and if the draft model does not fit the model.
     pub fn start_with_draft(
         id: String,
-        loaded: LoadedModel,
+        mut loaded: LoadedModel,
         draft: Option<Draft>,
         config: &EngineConfig,
         metrics: &EngineMetrics,

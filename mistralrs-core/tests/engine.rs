@@ -73,7 +73,7 @@ impl CausalLm for HashModel {
         &self.shape
     }
 
-    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput> {
+    fn forward(&mut self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput> {
         self.faults.num_steps.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(self.faults.step_ms.load(Ordering::Relaxed) as u64));
         assert!(!self.faults.panic_next.swap(false, Ordering::Relaxed), "asked to panic");

@@ -3,11 +3,15 @@
 //! Of each 32 inputs of a row the largest becomes 127 and the others are rounded to nearest: what llama.cpp's `Q8_0` and
 //! `Q8_1` do, with the scale in f32 and not in f16. A row's values depend on nothing but that row.
 
+#![expect(clippy::inline_always, reason = "rows are filled with the caller's instruction set")]
+
 use crate::format::BLOCK;
 use crate::kernels::{self, Level};
+use crate::source::{Source, with_row_buffer};
 use crate::threads::{SendPointer, Threads};
 
-/// Rows that lie together: two times six, what kernels take at once. They are interleaved, block by block, so that one pointer reaches all of them.
+/// Rows that lie together: two times six, what kernels take at once. They are interleaved, block by block, so that one
+/// pointer reaches all of them.
 pub(crate) const STRIP: usize = 12;
 
 /// Where kernels begin to count: 1.5 · 2^23. An i32 sum added to its bits is a float of this plus the sum.
@@ -40,22 +44,35 @@ pub enum Precision {
     Bits16,
 }
 
-/// Rows `[T, K]` in 8 bits with what kernels need of their sums.
+/// What a quantization asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowShape {
+    /// K, a multiple of 32.
+    pub num_inputs: usize,
+    /// Sums that the matrices to come need.
+    pub spans: SpanSet,
+    /// How exactly values are kept.
+    pub precision: Precision,
+}
+
+/// Rows `[T, K]` in 8 bits with what kernels need of their sums. Made to be filled again and again: memory only grows.
 ///
 /// All vectors go by strip of 12 rows, then by block (or span) of inputs, then by row.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct QuantizedRows {
     num_rows: usize,
     num_inputs: usize,
+    has_halves: bool,
+    has_rest: bool,
     pub(crate) quants: Vec<i8>,
     /// What a quant is worth, by block.
     pub(crate) scales: Vec<f32>,
     /// Of blocks of 32.
     pub(crate) whole: SpanSums,
-    /// Of spans of 16; empty where nobody needs them.
+    /// Of spans of 16, where somebody needs them.
     pub(crate) halves: SpanSums,
-    /// What the quants lack to the values.
-    pub(crate) rest: Option<Box<Self>>,
+    /// What the quants lack to the values, where somebody asked for it before.
+    rest: Option<Box<Self>>,
 }
 
 /// Sums of a span's quants.
@@ -73,77 +90,87 @@ fn base(sum: i32) -> i32 {
 }
 
 impl SpanSums {
-    fn zeroed(len: usize) -> Self {
-        Self { bases: vec![0; len], sums: vec![0.0; len] }
+    fn grow(&mut self, len: usize) {
+        grow(&mut self.bases, len);
+        grow(&mut self.sums, len);
+    }
+
+    fn slots(&mut self) -> SumSlots {
+        SumSlots { bases: SendPointer(self.bases.as_mut_ptr()), sums: SendPointer(self.sums.as_mut_ptr()) }
+    }
+}
+
+/// What a longer step left over is not cleared: a fill writes all that its rows read.
+fn grow<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
+    if values.len() < len {
+        values.resize(len, T::default());
     }
 }
 
 impl QuantizedRows {
-    /// Quantizes `values` `[T, K]`, K a multiple of 32.
+    /// Quantizes `source` `[T, K]`. Nothing is allocated if as much was quantized before.
     ///
     /// # Panics
-    /// If they are not whole rows of `num_inputs`.
-    pub fn new(values: &[f32], num_inputs: usize, spans: SpanSet, threads: &dyn Threads) -> Self {
-        Self::new_with(Level::detected(), values, (num_inputs, spans), threads)
+    /// If `source` is not whole rows of K, or those are not whole blocks of 32.
+    pub fn fill(&mut self, source: Source<'_>, shape: RowShape, threads: &dyn Threads) {
+        self.fill_with(Level::detected(), source, shape, threads);
     }
 
-    pub(crate) fn new_with(
-        level: Level,
-        values: &[f32],
-        (num_inputs, spans): (usize, SpanSet),
-        threads: &dyn Threads,
-    ) -> Self {
-        let is_whole = num_inputs > 0 && num_inputs.is_multiple_of(BLOCK) && values.len().is_multiple_of(num_inputs);
-        assert!(is_whole, "{} values are not rows of {num_inputs}, or that is not whole blocks", values.len());
-        let num_blocks = values.len() / BLOCK;
-        let num_halves = if spans == SpanSet::WithHalves { 2 * num_blocks } else { 0 };
-        let mut rows = Self {
-            num_rows: values.len() / num_inputs,
-            num_inputs,
-            quants: vec![0; values.len()],
-            scales: vec![0.0; num_blocks],
-            whole: SpanSums::zeroed(num_blocks),
-            halves: SpanSums::zeroed(num_halves),
-            rest: None,
+    pub(crate) fn fill_with(&mut self, level: Level, source: Source<'_>, shape: RowShape, threads: &dyn Threads) {
+        let num_inputs = shape.num_inputs;
+        assert!(num_inputs > 0 && num_inputs.is_multiple_of(BLOCK), "{num_inputs} inputs are not whole blocks");
+        let num_rows = source.num_rows(num_inputs);
+        self.reserve(num_rows, shape);
+        let slots = self.slots();
+        let rest = if self.has_rest { self.rest.as_deref_mut().map(Self::slots) } else { None };
+        let work = |rows: std::ops::Range<usize>| {
+            with_row_buffer(num_inputs, |buffer| {
+                for row in rows {
+                    // SAFETY: the row is one of those that memory was just reserved for; each is given to one worker,
+                    // and `run` returns only after all are done.
+                    unsafe {
+                        let Some(rest) = &rest else {
+                            let values = source.row(level, row, buffer);
+                            kernels::quantize(level, values, slots.row(row, num_rows, num_inputs));
+                            continue;
+                        };
+                        let values = source.make(level, row, buffer);
+                        let of_row = slots.row(row, num_rows, num_inputs);
+                        kernels::quantize(level, values, of_row);
+                        kernels::subtract(level, of_row, values);
+                        kernels::quantize(level, values, rest.row(row, num_rows, num_inputs));
+                    }
+                }
+            });
         };
-        rows.fill(level, values, threads);
-        rows
+        if num_rows * num_inputs < MIN_PARALLEL_ELEMENTS { work(0..num_rows) } else { threads.run(num_rows, &work) }
     }
 
-    /// Keeps `values`, which these rows were made of, as exactly as `precision` says.
-    #[must_use]
-    pub fn refined(self, values: &[f32], precision: Precision, threads: &dyn Threads) -> Self {
-        self.refined_with(Level::detected(), values, precision, threads)
-    }
-
-    pub(crate) fn refined_with(
-        self,
-        level: Level,
-        values: &[f32],
-        precision: Precision,
-        threads: &dyn Threads,
-    ) -> Self {
-        if precision == Precision::Bits8 {
-            return self;
+    /// Makes room, here and for the rest.
+    fn reserve(&mut self, num_rows: usize, shape: RowShape) {
+        let RowShape { num_inputs, spans, precision } = shape;
+        let num_blocks = num_rows * num_inputs / BLOCK;
+        (self.num_rows, self.num_inputs) = (num_rows, num_inputs);
+        self.has_halves = spans == SpanSet::WithHalves;
+        self.has_rest = precision == Precision::Bits16;
+        grow(&mut self.quants, num_blocks * BLOCK);
+        grow(&mut self.scales, num_blocks);
+        self.whole.grow(num_blocks);
+        if self.has_halves {
+            self.halves.grow(2 * num_blocks);
         }
-        let spans = if self.has_halves() { SpanSet::WithHalves } else { SpanSet::Whole };
-        let mut rest = values.to_vec();
-        for (row, rest) in rest.chunks_exact_mut(self.num_inputs).enumerate() {
-            self.subtract_row(row, rest);
+        if self.has_rest {
+            let rest = self.rest.get_or_insert_default();
+            rest.reserve(num_rows, RowShape { precision: Precision::Bits8, ..shape });
         }
-        let rest = Self::new_with(level, &rest, (self.num_inputs, spans), threads);
-        Self { rest: Some(Box::new(rest)), ..self }
     }
 
-    fn subtract_row(&self, row: usize, values: &mut [f32]) {
-        let first_row = row / STRIP * STRIP;
-        let stride = STRIP.min(self.num_rows - first_row);
-        let first_block = first_row * self.num_inputs / BLOCK + row - first_row;
-        for (block, values) in values.chunks_exact_mut(BLOCK).enumerate() {
-            let at = first_block + block * stride;
-            for (value, quant) in values.iter_mut().zip(&self.quants[at * BLOCK..]) {
-                *value -= f32::from(*quant) * self.scales[at];
-            }
+    fn slots(&mut self) -> Slots {
+        Slots {
+            quants: SendPointer(self.quants.as_mut_ptr()),
+            scales: SendPointer(self.scales.as_mut_ptr()),
+            whole: self.whole.slots(),
+            halves: self.has_halves.then(|| self.halves.slots()),
         }
     }
 
@@ -159,82 +186,113 @@ impl QuantizedRows {
 
     /// Whether the sums of 16 are there.
     pub(crate) fn has_halves(&self) -> bool {
-        !self.halves.bases.is_empty()
+        self.has_halves
     }
 
-    fn fill(&mut self, level: Level, values: &[f32], threads: &dyn Threads) {
-        let strip_len = STRIP * self.num_inputs;
-        let num_strips = values.len().div_ceil(strip_len);
-        let halves_per_block = self.halves.sums.len() / self.scales.len().max(1);
-        let quants = SendPointer(self.quants.as_mut_ptr());
-        let scales = SendPointer(self.scales.as_mut_ptr());
-        let whole = (SendPointer(self.whole.bases.as_mut_ptr()), SendPointer(self.whole.sums.as_mut_ptr()));
-        let halves = (SendPointer(self.halves.bases.as_mut_ptr()), SendPointer(self.halves.sums.as_mut_ptr()));
-        let num_inputs = self.num_inputs;
-        let work = |strips: std::ops::Range<usize>| {
-            for strip in strips {
-                let start = strip * strip_len;
-                let values = &values[start..values.len().min(start + strip_len)];
-                let (block, num_blocks) = (start / BLOCK, values.len() / BLOCK);
-                let (half, num_halves) = (block * halves_per_block, num_blocks * halves_per_block);
-                // SAFETY: strips are disjoint parts of vectors that are as long as all of them together, every strip
-                // is given to one worker, and `run` returns only after all are done.
-                let mut strip = unsafe {
-                    use std::slice::from_raw_parts_mut as part;
-                    Strip {
-                        quants: part(quants.at(start), values.len()),
-                        scales: part(scales.at(block), num_blocks),
-                        bases: part(whole.0.at(block), num_blocks),
-                        sums: part(whole.1.at(block), num_blocks),
-                        half_bases: part(halves.0.at(half), num_halves),
-                        half_sums: part(halves.1.at(half), num_halves),
-                    }
-                };
-                kernels::quantize(level, values, num_inputs, &mut strip);
-            }
-        };
-        if values.len() < MIN_PARALLEL_ELEMENTS { work(0..num_strips) } else { threads.run(num_strips, &work) }
+    /// What the quants lack to the values, where they are kept in 16 bits.
+    pub(crate) fn rest(&self) -> Option<&Self> {
+        self.rest.as_deref().filter(|_| self.has_rest)
     }
 }
 
-/// The parts of [`QuantizedRows`] that belong to one strip.
-pub(crate) struct Strip<'a> {
-    quants: &'a mut [i8],
-    scales: &'a mut [f32],
-    bases: &'a mut [i32],
-    sums: &'a mut [f32],
-    half_bases: &'a mut [i32],
-    half_sums: &'a mut [f32],
+/// Where all rows' parts are.
+struct Slots {
+    quants: SendPointer<i8>,
+    scales: SendPointer<f32>,
+    whole: SumSlots,
+    halves: Option<SumSlots>,
 }
 
-impl Strip<'_> {
-    /// Quantizes the rows of a strip; `quantize` makes a block's quants, what they are worth, and the sums of its halves.
+#[derive(Clone, Copy)]
+struct SumSlots {
+    bases: SendPointer<i32>,
+    sums: SendPointer<f32>,
+}
+
+/// Where one row's parts are: block after block, `stride` blocks apart.
+#[derive(Clone, Copy)]
+pub(crate) struct RowSlots {
+    quants: SendPointer<i8>,
+    scales: SendPointer<f32>,
+    whole: SumSlots,
+    halves: Option<SumSlots>,
+    stride: usize,
+}
+
+impl SumSlots {
+    fn from(self, index: usize) -> Self {
+        Self { bases: SendPointer(self.bases.at(index)), sums: SendPointer(self.sums.at(index)) }
+    }
+
+    /// # Safety
+    /// The index is inside.
+    #[inline(always)]
+    unsafe fn set(self, index: usize, sum: i32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            *self.bases.at(index) = base(sum);
+            *self.sums.at(index) = sum as f32;
+        }
+    }
+}
+
+impl Slots {
+    /// Of row `row` of `num_rows`.
+    fn row(&self, row: usize, num_rows: usize, num_inputs: usize) -> RowSlots {
+        let first_row = row / STRIP * STRIP;
+        let stride = STRIP.min(num_rows - first_row);
+        let (first_block, in_strip) = (first_row * num_inputs / BLOCK, row - first_row);
+        let block = first_block + in_strip;
+        RowSlots {
+            quants: SendPointer(self.quants.at(block * BLOCK)),
+            scales: SendPointer(self.scales.at(block)),
+            whole: self.whole.from(block),
+            halves: self.halves.map(|halves| halves.from(2 * first_block + in_strip)),
+            stride,
+        }
+    }
+}
+
+impl RowSlots {
+    /// Quantizes a row; `quantize` makes a block's quants, what they are worth, and the sums of its halves.
     ///
     /// Inlined, so that it is compiled with the instruction set of whom it is called by.
+    ///
+    /// # Safety
+    /// The slots belong to a row as long as `values`, and to nobody else meanwhile.
     #[inline(always)]
-    #[expect(clippy::inline_always, reason = "it is compiled with the caller's instruction set")]
-    pub(crate) fn fill(
-        &mut self,
+    pub(crate) unsafe fn fill(
+        self,
         values: &[f32],
-        num_inputs: usize,
         quantize: impl Fn(&[f32; BLOCK], &mut [i8; BLOCK]) -> (f32, [i32; 2]),
     ) {
-        let num_rows = values.len() / num_inputs;
-        let has_halves = !self.half_sums.is_empty();
-        for (row, values) in values.chunks_exact(num_inputs).enumerate() {
-            for (block, values) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
-                let at = block * num_rows + row;
-                let (scale, sums) = quantize(values, &mut self.quants.as_chunks_mut::<BLOCK>().0[at]);
-                self.scales[at] = scale;
-                self.bases[at] = base(sums[0] + sums[1]);
-                self.sums[at] = (sums[0] + sums[1]) as f32;
-                if has_halves {
-                    for (half, sum) in sums.into_iter().enumerate() {
-                        let at = (2 * block + half) * num_rows + row;
-                        self.half_bases[at] = base(sum);
-                        self.half_sums[at] = sum as f32;
-                    }
+        for (block, values) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let at = block * self.stride;
+            // SAFETY: the caller's promise: the row has so many blocks, two halves each.
+            unsafe {
+                let (scale, [low, high]) = quantize(values, &mut *self.quants.at(at * BLOCK).cast());
+                *self.scales.at(at) = scale;
+                self.whole.set(at, low + high);
+                if let Some(halves) = self.halves {
+                    halves.set(2 * at, low);
+                    halves.set(2 * at + self.stride, high);
                 }
+            }
+        }
+    }
+
+    /// Takes from `values` what the quants made of them are worth. Inlined as [`Self::fill`].
+    ///
+    /// # Safety
+    /// The slots were filled from so many values.
+    #[inline(always)]
+    pub(crate) unsafe fn subtract(self, values: &mut [f32]) {
+        for (block, values) in values.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+            let at = block * self.stride;
+            // SAFETY: the caller's promise.
+            let (quants, scale) = unsafe { (&*self.quants.at(at * BLOCK).cast::<[i8; BLOCK]>(), *self.scales.at(at)) };
+            for (value, quant) in values.iter_mut().zip(quants) {
+                *value -= f32::from(*quant) * scale;
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Weights packed for the CPU's integer units, and their products with activations.
 //!
 //! A [`BlockMatrix`] holds a quantized weight in tiles of 16 outputs, in about the bytes of its file and never twice.
-//! A [`FloatMatrix`] holds floats in tiles of the same kind. [`QuantizedRows`] are activations in 8 bits, made once for all matrices that read them. Their product sums integers
-//! exactly and floats in one fixed order, so a row has the same bits alone or among others, on any number of threads
-//! and with any instruction set. `reference` defines the answer, `kernels` makes it fast.
+//! A [`FloatMatrix`] holds floats in tiles of the same kind. [`QuantizedRows`] are activations in 8 bits, made once of a
+//! [`Source`] for all matrices that read them. Their product sums integers exactly and floats in one fixed order, so a row
+//! has the same bits alone or among others, on any number of threads and with any instruction set. `reference` defines
+//! the answer, `kernels` makes it fast.
 //!
 //! **Never** here: tensors, files, layers, a pool of threads (see [`Threads`]).
 
@@ -13,14 +14,16 @@ pub mod format;
 mod kernels;
 pub mod matrix;
 pub mod reference;
+pub mod source;
 mod storage;
 pub mod threads;
 mod tile;
 
-pub use activations::{Precision, QuantizedRows, SpanSet};
+pub use activations::{Precision, QuantizedRows, RowShape, SpanSet};
 pub use floats::{FloatFormat, FloatMatrix};
 pub use format::BlockFormat;
 pub use matrix::{BlockMatrix, Columns, NotRows};
+pub use source::Source;
 pub use threads::{CallingThread, Threads};
 
 #[cfg(test)]

@@ -37,7 +37,17 @@ pub struct Columns<'a> {
     values: &'a mut [f32],
     row_size: usize,
     first: usize,
-    bias: Option<&'a [f32]>,
+    added: Added<'a>,
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+enum Added<'a> {
+    Nothing,
+    /// One value per column.
+    Bias(&'a [f32]),
+    /// What the columns hold.
+    Held,
 }
 
 impl<'a> Columns<'a> {
@@ -48,13 +58,19 @@ impl<'a> Columns<'a> {
 
     /// Columns of `values`, which are rows of `num_columns`, from `first` on.
     pub fn from(values: &'a mut [f32], num_columns: usize, first: usize) -> Self {
-        Self { values, row_size: num_columns, first, bias: None }
+        Self { values, row_size: num_columns, first, added: Added::Nothing }
     }
 
     /// Adds `bias`, one value per column of the product, to every row.
     #[must_use]
     pub fn with_bias(self, bias: Option<&'a [f32]>) -> Self {
-        Self { bias, ..self }
+        Self { added: bias.map_or(Added::Nothing, Added::Bias), ..self }
+    }
+
+    /// Adds the product to what is there instead of replacing it.
+    #[must_use]
+    pub fn accumulating(self) -> Self {
+        Self { added: Added::Held, ..self }
     }
 
     /// # Panics
@@ -62,7 +78,9 @@ impl<'a> Columns<'a> {
     pub(crate) fn check(&self, num_rows: usize, num_outputs: usize) {
         assert!(self.first + num_outputs <= self.row_size, "{num_outputs} columns from {} on", self.first);
         assert_eq!(self.values.len(), num_rows * self.row_size, "rows of the product");
-        assert!(self.bias.is_none_or(|bias| bias.len() == num_outputs), "one bias per output");
+        if let Added::Bias(bias) = self.added {
+            assert_eq!(bias.len(), num_outputs, "one bias per output");
+        }
     }
 }
 
@@ -82,15 +100,20 @@ pub(crate) struct Output<'a> {
 
 impl<'a> Output<'a> {
     pub(crate) fn new(columns: Columns<'a>, num_outputs: usize) -> Self {
-        let Columns { values, row_size, first, bias } = columns;
-        Self {
+        let Columns { values, row_size, first, added } = columns;
+        let output = Self {
             at: SendPointer(values[first..].as_mut_ptr()),
             stride: row_size,
             num_columns: num_outputs,
-            // Never written.
-            addend: SendPointer(bias.map_or(std::ptr::null_mut(), |bias| bias.as_ptr().cast_mut())),
+            addend: SendPointer(std::ptr::null_mut()),
             addend_stride: 0,
             columns: PhantomData,
+        };
+        match added {
+            Added::Nothing => output,
+            // Never written.
+            Added::Bias(bias) => Self { addend: SendPointer(bias.as_ptr().cast_mut()), ..output },
+            Added::Held => output.accumulating(),
         }
     }
 
@@ -114,7 +137,12 @@ impl BlockMatrix {
     ///
     /// # Errors
     /// [`NotRows`]: a part ends within a row, or a row within a block.
-    pub fn pack(format: BlockFormat, num_inputs: usize, parts: &[&[u8]]) -> Result<Self, NotRows> {
+    pub fn pack(
+        format: BlockFormat,
+        num_inputs: usize,
+        parts: &[&[u8]],
+        threads: &dyn Threads,
+    ) -> Result<Self, NotRows> {
         let row_bytes = num_inputs / format.block_len() * format.block_bytes();
         let is_whole = |part: &&[u8]| row_bytes > 0 && part.len().is_multiple_of(row_bytes);
         if !num_inputs.is_multiple_of(format.block_len()) || !parts.iter().all(is_whole) {
@@ -126,14 +154,13 @@ impl BlockMatrix {
         let tile_bytes = num_inputs / format.block_len() * group_bytes;
         let num_bytes = rows.len().div_ceil(TILE) * tile_bytes;
         let mut storage = storage::zeroed(num_bytes);
-        let tiles = storage::bytes_mut(&mut storage)[..num_bytes].chunks_exact_mut(tile_bytes);
-        for (tile, rows) in tiles.zip(rows.chunks(TILE)) {
-            for (lane, row) in rows.iter().enumerate() {
-                for (block, group) in row.chunks_exact(format.block_bytes()).zip(tile.chunks_exact_mut(group_bytes)) {
+        for_each_tile(&mut storage::bytes_mut(&mut storage)[..num_bytes], tile_bytes, threads, |tile, bytes| {
+            for (lane, row) in rows[tile * TILE..].iter().take(TILE).enumerate() {
+                for (block, group) in row.chunks_exact(format.block_bytes()).zip(bytes.chunks_exact_mut(group_bytes)) {
                     format.pack_block(&format.read_block(block), lane, group);
                 }
             }
-        }
+        });
         Ok(Self { storage, format, num_outputs: rows.len(), num_inputs })
     }
 
@@ -213,7 +240,7 @@ impl BlockMatrix {
                     // SAFETY: the CPU has the level; tiles and strips are counted from the sizes asserted above, units
                     // are disjoint in (tile, strip), and `run` returns only after all are done.
                     unsafe { kernels::run(level, &mut job) };
-                    if let Some(rest) = &activations.rest {
+                    if let Some(rest) = activations.rest() {
                         (job.activations, job.out) = (rest, out.accumulating());
                         // SAFETY: as above; the rest has the same sizes, and these results are there now.
                         unsafe { kernels::run(level, &mut job) };
@@ -230,6 +257,22 @@ impl BlockMatrix {
     fn tiles(&self) -> Tiles<'_> {
         Tiles { bytes: storage::bytes(&self.storage), format: self.format, num_groups: self.num_groups() }
     }
+}
+
+/// Calls `fill(tile, bytes)` for each tile of `bytes`, on all threads.
+pub(crate) fn for_each_tile(
+    bytes: &mut [u8],
+    tile_bytes: usize,
+    threads: &dyn Threads,
+    fill: impl Fn(usize, &mut [u8]) + Sync,
+) {
+    let start = SendPointer(bytes.as_mut_ptr());
+    threads.run(bytes.len() / tile_bytes, &|tiles| {
+        for tile in tiles {
+            // SAFETY: the tile is inside `bytes`, each is given to one worker, and `run` returns only after all are done.
+            fill(tile, unsafe { std::slice::from_raw_parts_mut(start.at(tile * tile_bytes), tile_bytes) });
+        }
+    });
 }
 
 impl fmt::Debug for BlockMatrix {

@@ -76,8 +76,22 @@ fn shapes(format: BlockFormat) -> [(usize, usize); 3] {
     [(16, 2 * len), (77, len), (48, 3 * len)]
 }
 
+fn shape_of(matrix: &BlockMatrix) -> RowShape {
+    RowShape { num_inputs: matrix.num_inputs(), spans: matrix.spans(), precision: Precision::Bits8 }
+}
+
+fn with_halves(num_inputs: usize) -> RowShape {
+    RowShape { num_inputs, spans: SpanSet::WithHalves, precision: Precision::Bits8 }
+}
+
+fn quantized(level: Level, values: &[f32], shape: RowShape, threads: &dyn Threads) -> QuantizedRows {
+    let mut rows = QuantizedRows::default();
+    rows.fill_with(level, Source::Rows(values), shape, threads);
+    rows
+}
+
 fn product(matrix: &BlockMatrix, level: Level, activations: &[f32], threads: &dyn Threads) -> Vec<f32> {
-    let rows = QuantizedRows::new_with(level, activations, (matrix.num_inputs(), matrix.spans()), threads);
+    let rows = quantized(level, activations, shape_of(matrix), threads);
     let mut out = vec![f32::NAN; rows.num_rows() * matrix.num_outputs()];
     matrix.matmul_with(level, &rows, Columns::all(&mut out, matrix.num_outputs()), threads);
     out
@@ -85,7 +99,7 @@ fn product(matrix: &BlockMatrix, level: Level, activations: &[f32], threads: &dy
 
 /// Fails unless the product is the reference's but for rounding, and the same at every level.
 fn check_product(format: BlockFormat, num_inputs: usize, weights: &[u8], activations: &[f32]) {
-    let matrix = BlockMatrix::pack(format, num_inputs, &[weights]).unwrap();
+    let matrix = BlockMatrix::pack(format, num_inputs, &[weights], &CallingThread).unwrap();
     let rows: Vec<&[u8]> = weights.chunks_exact(weights.len() / matrix.num_outputs()).collect();
     let expected = reference::matmul(format, &rows, activations, num_inputs);
     let plain = product(&matrix, Level::Plain, activations, &CallingThread);
@@ -106,7 +120,7 @@ fn a_row_comes_back_as_it_was_stored() {
         for (num_outputs, num_inputs) in shapes(format) {
             let mut rng = ChaCha8Rng::seed_from_u64(1);
             let weights = random_rows(format, (num_outputs, num_inputs), &mut rng, any_half);
-            let matrix = BlockMatrix::pack(format, num_inputs, &[&weights]).unwrap();
+            let matrix = BlockMatrix::pack(format, num_inputs, &[&weights], &CallingThread).unwrap();
             let mut row = vec![f32::NAN; num_inputs];
             for (index, stored) in weights.chunks_exact(weights.len() / num_outputs).enumerate() {
                 matrix.copy_row(index, &mut row);
@@ -132,7 +146,9 @@ fn a_row_has_the_same_bits_alone_among_others_and_on_any_number_of_threads() {
     for format in BlockFormat::ALL {
         let shape = shapes(format)[1];
         let mut rng = ChaCha8Rng::seed_from_u64(3);
-        let matrix = BlockMatrix::pack(format, shape.1, &[&random_rows(format, shape, &mut rng, any_half)]).unwrap();
+        let matrix =
+            BlockMatrix::pack(format, shape.1, &[&random_rows(format, shape, &mut rng, any_half)], &CallingThread)
+                .unwrap();
         let activations = random_values(MAX_ROWS * shape.1, &mut rng);
         for level in Level::available() {
             let expected = product(&matrix, *level, &activations, &CallingThread);
@@ -184,7 +200,7 @@ fn activations_are_rounded_as_the_reference_rounds_them() {
         *value = if index == 0 { 127.0 } else { index as f32 - 15.5 };
     }
     values[BLOCK..2 * BLOCK].fill(f32::MIN_POSITIVE / 2.0);
-    let rows = QuantizedRows::new(&values, values.len(), SpanSet::WithHalves, &CallingThread);
+    let rows = quantized(Level::detected(), &values, with_halves(values.len()), &CallingThread);
     let found = rows.quants.iter().enumerate().map(|(index, quant)| f32::from(*quant) * rows.scales[index / BLOCK]);
     assert_eq!(bits(&found.collect::<Vec<_>>()), bits(&reference::round_activations(&values)));
     for (half, quants) in rows.quants.chunks_exact(BLOCK / 2).enumerate() {
@@ -199,12 +215,16 @@ fn sixteen_bits_are_as_good_as_exact_and_the_same_everywhere() {
         let (num_outputs, num_inputs) = shapes(format)[1];
         let mut rng = ChaCha8Rng::seed_from_u64(10);
         let weights = random_rows(format, (num_outputs, num_inputs), &mut rng, any_half);
-        let matrix = BlockMatrix::pack(format, num_inputs, &[&weights]).unwrap();
+        let matrix = BlockMatrix::pack(format, num_inputs, &[&weights], &CallingThread).unwrap();
         let activations = random_values(MAX_ROWS * num_inputs, &mut rng);
         let (bias, mut widened) = (random_values(num_outputs, &mut rng), vec![0.0; num_inputs]);
         let product = |level: Level, activations: &[f32]| {
-            let rows = QuantizedRows::new_with(level, activations, (num_inputs, matrix.spans()), &CallingThread);
-            let rows = rows.refined_with(level, activations, Precision::Bits16, &CallingThread);
+            let rows = quantized(
+                level,
+                activations,
+                RowShape { precision: Precision::Bits16, ..shape_of(&matrix) },
+                &CallingThread,
+            );
             let mut out = vec![f32::NAN; rows.num_rows() * num_outputs];
             let columns = Columns::all(&mut out, num_outputs).with_bias(Some(&bias));
             matrix.matmul_with(level, &rows, columns, &Scoped(2));
@@ -238,7 +258,7 @@ fn what_is_no_number_stays_in_its_row_and_is_seen_there() {
     for format in BlockFormat::ALL {
         let num_inputs = format.block_len();
         let weights = random_rows(format, (16, num_inputs), &mut rng, any_half);
-        let matrix = BlockMatrix::pack(format, num_inputs, &[&weights]).unwrap();
+        let matrix = BlockMatrix::pack(format, num_inputs, &[&weights], &CallingThread).unwrap();
         for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut activations = random_values(3 * num_inputs, &mut rng);
             activations[num_inputs + 3] = odd;
@@ -254,10 +274,10 @@ fn a_product_fills_its_columns_only_and_adds_the_bias() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let (num_outputs, num_inputs) = (21, 64);
     let weights = random_rows(BlockFormat::Q4_1, (num_outputs, num_inputs), &mut rng, any_half);
-    let matrix = BlockMatrix::pack(BlockFormat::Q4_1, num_inputs, &[&weights]).unwrap();
+    let matrix = BlockMatrix::pack(BlockFormat::Q4_1, num_inputs, &[&weights], &CallingThread).unwrap();
     let (activations, bias) = (random_values(10 * num_inputs, &mut rng), random_values(num_outputs, &mut rng));
     let alone = product(&matrix, Level::detected(), &activations, &CallingThread);
-    let rows = QuantizedRows::new(&activations, num_inputs, SpanSet::WithHalves, &CallingThread);
+    let rows = quantized(Level::detected(), &activations, with_halves(num_inputs), &CallingThread);
     let mut out = vec![-1.0; 10 * 40];
     matrix.matmul(&rows, Columns::from(&mut out, 40, 5).with_bias(Some(&bias)), &Scoped(2));
     for (row, out) in out.chunks_exact(40).enumerate() {
@@ -271,11 +291,45 @@ fn a_product_fills_its_columns_only_and_adds_the_bias() {
 }
 
 #[test]
+fn a_product_can_be_added_to_what_is_there() {
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let weights = random_rows(BlockFormat::Q5K, (21, 256), &mut rng, any_half);
+    let matrix = BlockMatrix::pack(BlockFormat::Q5K, 256, &[&weights], &CallingThread).unwrap();
+    let (activations, held) = (random_values(13 * 256, &mut rng), random_values(13 * 21, &mut rng));
+    let alone = product(&matrix, Level::detected(), &activations, &CallingThread);
+    let mut out = held.clone();
+    let rows = quantized(Level::detected(), &activations, shape_of(&matrix), &CallingThread);
+    matrix.matmul(&rows, Columns::all(&mut out, 21).accumulating(), &Scoped(2));
+    let expected: Vec<f32> = alone.iter().zip(&held).map(|(value, held)| value + held).collect();
+    assert_eq!(bits(&out), bits(&expected));
+}
+
+#[test]
+fn rows_may_be_filled_again_with_fewer_or_more() {
+    let mut rng = ChaCha8Rng::seed_from_u64(12);
+    let weights = random_rows(BlockFormat::Q6K, (16, 256), &mut rng, any_half);
+    let matrix = BlockMatrix::pack(BlockFormat::Q6K, 256, &[&weights], &CallingThread).unwrap();
+    let mut rows = QuantizedRows::default();
+    for (num_rows, precision) in
+        [(30, Precision::Bits16), (5, Precision::Bits8), (13, Precision::Bits16), (64, Precision::Bits8)]
+    {
+        let activations = random_values(num_rows * 256, &mut rng);
+        let shape = RowShape { precision, ..shape_of(&matrix) };
+        let [mut again, mut fresh] = [(); 2].map(|()| vec![f32::NAN; num_rows * 16]);
+        rows.fill(Source::Rows(&activations), shape, &Scoped(2));
+        matrix.matmul(&rows, Columns::all(&mut again, 16), &CallingThread);
+        let new = quantized(Level::detected(), &activations, shape, &CallingThread);
+        matrix.matmul(&new, Columns::all(&mut fresh, 16), &CallingThread);
+        assert_eq!(bits(&again), bits(&fresh), "{num_rows} rows");
+    }
+}
+
+#[test]
 fn several_parts_are_packed_one_after_the_other() {
     let mut rng = ChaCha8Rng::seed_from_u64(8);
     let parts = [20, 7].map(|num_outputs| random_rows(BlockFormat::Q8_0, (num_outputs, 32), &mut rng, any_half));
-    let apart = BlockMatrix::pack(BlockFormat::Q8_0, 32, &[&parts[0], &parts[1]]).unwrap();
-    let together = BlockMatrix::pack(BlockFormat::Q8_0, 32, &[&parts.concat()]).unwrap();
+    let apart = BlockMatrix::pack(BlockFormat::Q8_0, 32, &[&parts[0], &parts[1]], &CallingThread).unwrap();
+    let together = BlockMatrix::pack(BlockFormat::Q8_0, 32, &[&parts.concat()], &CallingThread).unwrap();
     assert_eq!(apart.num_outputs(), 27);
     let rows = |matrix: &BlockMatrix| {
         let mut out = vec![0.0; 27 * 32];
@@ -290,7 +344,7 @@ fn a_matrix_takes_about_the_bytes_of_its_file() {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     for format in BlockFormat::ALL {
         let weights = random_rows(format, (64, 512), &mut rng, any_half);
-        let num_bytes = BlockMatrix::pack(format, 512, &[&weights]).unwrap().num_bytes();
+        let num_bytes = BlockMatrix::pack(format, 512, &[&weights], &CallingThread).unwrap().num_bytes();
         let ratio = num_bytes as f64 / weights.len() as f64;
         assert!((1.0..=1.04).contains(&ratio), "{format:?}: {ratio} of the file's bytes");
     }
@@ -299,7 +353,7 @@ fn a_matrix_takes_about_the_bytes_of_its_file() {
 #[test]
 fn bytes_that_are_not_whole_rows_are_refused() {
     let error = |format, num_inputs, num_bytes| {
-        BlockMatrix::pack(format, num_inputs, &[&vec![0; num_bytes]]).unwrap_err().to_string()
+        BlockMatrix::pack(format, num_inputs, &[&vec![0; num_bytes]], &CallingThread).unwrap_err().to_string()
     };
     assert_eq!(error(BlockFormat::Q4_0, 48, 27), "27 bytes are not whole rows of 48 inputs in Q4_0");
     assert_eq!(error(BlockFormat::Q8_0, 32, 33), "33 bytes are not whole rows of 32 inputs in Q8_0");
@@ -316,7 +370,8 @@ proptest! {
         num_outputs in 1usize..80,
         num_blocks in 1usize..5,
         num_rows in 1usize..30,
-        magnitude in -35i32..36,
+        // Sums of more would overflow.
+        magnitude in -35i32..34,
         seed: u64,
     ) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -97,8 +97,8 @@ impl BlockFormat {
         }
         let blocks = group[layout.codes..].chunks_exact_mut(self.block_layout().num_bytes);
         for (planes, codes) in blocks.zip(block.codes.chunks_exact(BLOCK)) {
-            for (input, code) in codes.iter().enumerate() {
-                self.block_layout().write_code(planes, input / QUAD, lane * QUAD + input % QUAD, *code);
+            for (quad, codes) in codes.as_chunks::<QUAD>().0.iter().enumerate() {
+                self.block_layout().write_quad(planes, quad, lane, *codes);
             }
         }
     }
@@ -138,22 +138,28 @@ impl BlockFormat {
 }
 
 impl BlockLayout {
-    /// Cuts `code` up and sets its pieces at `place` in the planes, which are zero there.
-    fn write_code(self, planes: &mut [u8], quad: usize, place: usize, code: u8) {
+    /// Cuts a quad's codes up and sets their pieces in the planes, which are zero there.
+    fn write_quad(self, planes: &mut [u8], quad: usize, lane: usize, codes: [u8; QUAD]) {
+        // Four codes at a time; masks keep what is shifted within its byte.
+        let codes = u32::from_ne_bytes(codes);
+        let each = |bits: u8| u32::from_ne_bytes([bits; QUAD]);
+        let mut set = |plane: usize, pieces: u32| {
+            let place = &mut planes[plane + lane * QUAD..].as_chunks_mut::<QUAD>().0[0];
+            *place = (u32::from_ne_bytes(*place) | pieces).to_ne_bytes();
+        };
         if self.bits == 8 {
-            planes[quad * PLANE_BYTES + place] = code;
-            return;
+            return set(quad * PLANE_BYTES, codes);
         }
         if self.pairs > 0 {
-            planes[place] |= code >> 7 << (7 - quad);
+            set(0, (codes >> 7 & each(1)) << (7 - quad));
         }
         if self.nibbles > self.pairs {
-            let pair = code >> if self.pairs > 0 { 5 } else { 6 } & 3;
-            planes[self.pairs + quad / 4 * PLANE_BYTES + place] |= pair << (6 - quad % 4 * 2);
+            let pairs = codes >> if self.pairs > 0 { 5 } else { 6 } & each(3);
+            set(self.pairs + quad / 4 * PLANE_BYTES, pairs << (6 - quad % 4 * 2));
         }
         if self.bits >= 4 {
-            let nibble = code >> (8 - self.bits) & 15;
-            planes[self.nibbles + quad % 4 * PLANE_BYTES + place] |= nibble << (quad / 4 * 4);
+            let nibbles = codes >> (8 - self.bits) & each(15);
+            set(self.nibbles + quad % 4 * PLANE_BYTES, nibbles << (quad / 4 * 4));
         }
     }
 

@@ -4,6 +4,7 @@
 //! was bound or loaded, 130 if a second signal cut draining short.
 
 use std::io::{self, IsTerminal, Write};
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -161,10 +162,15 @@ fn start_log(settings: &ServerSettings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The compute pools of candle and rayon are sized by the environment only, when they are first used.
+/// The compute pools of candle and rayon are sized by the environment only, when they are first used. Two threads on one core
+/// share the units that kernels keep busy, so there is one for each; who set the variables knows better.
 fn set_threads(settings: &ServerSettings) {
-    let Some(threads) = settings.threads else { return };
+    let default = num_cpus::get_physical().min(num_cpus::get());
     for variable in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
+        if settings.threads.is_none() && std::env::var_os(variable).is_some() {
+            continue;
+        }
+        let threads = settings.threads.map_or(default, NonZeroUsize::get);
         // SAFETY: the process has one thread yet: the runtime starts after this, the compute pools later.
         unsafe { std::env::set_var(variable, threads.to_string()) };
     }

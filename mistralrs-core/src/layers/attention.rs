@@ -1,9 +1,10 @@
 //! Self-attention over the paged KV cache.
 
-use candle_core::{DType, Error, Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 use mistralrs_paged_attn::{AttentionPlan, KvCache, RaggedBatch};
 
-use super::linear::{FusedLinear, Linear};
+use super::linear::{Epilogue, FusedLinear, Linear, Prologue, Scratch};
+use super::norm::RmsNorm;
 use super::rotary::{HeadColumns, RotaryAngles};
 
 /// Heads of an attention layer.
@@ -17,9 +18,71 @@ pub struct HeadCounts {
     pub head_size: usize,
 }
 
-/// Grouped-query attention with rotary positions.
+impl HeadCounts {
+    /// Columns of the queries.
+    pub fn query_size(&self) -> usize {
+        self.num_heads * self.head_size
+    }
+
+    /// Columns of the keys, and of the values.
+    pub fn kv_size(&self) -> usize {
+        self.num_kv_heads * self.head_size
+    }
+}
+
+/// Room for what is between an attention layer's input and its output.
+#[derive(Debug, Clone)]
+pub struct AttentionBuffers {
+    /// `[T, query + key + value]`.
+    pub query_key_value: Tensor,
+    /// Its columns of queries.
+    query: Tensor,
+    /// Its columns of keys.
+    key: Tensor,
+    /// Its columns of values.
+    value: Tensor,
+    /// `[T, query]`, what was attended to.
+    pub attended: Tensor,
+}
+
+impl AttentionBuffers {
+    /// `query_key_value` is `[T, query + key + value]`, `attended` `[T, query]`.
+    ///
+    /// # Errors
+    /// They have fewer columns than `heads` need.
+    pub fn new(query_key_value: Tensor, attended: Tensor, heads: HeadCounts) -> Result<Self> {
+        let (query_size, kv_size) = (heads.query_size(), heads.kv_size());
+        Ok(Self {
+            query: query_key_value.narrow(1, 0, query_size)?,
+            key: query_key_value.narrow(1, query_size, kv_size)?,
+            value: query_key_value.narrow(1, query_size + kv_size, kv_size)?,
+            query_key_value,
+            attended,
+        })
+    }
+}
+
+/// What all attention layers of one step share.
+pub struct AttentionStep<'a> {
+    /// Room for their results.
+    pub buffers: &'a AttentionBuffers,
+    /// Of the tokens' positions.
+    pub angles: &'a RotaryAngles,
+    /// Where tokens read and write KV.
+    pub batch: &'a RaggedBatch,
+    /// Who reads what, made of `batch`.
+    pub plan: &'a AttentionPlan,
+    /// The KV itself.
+    pub kv: &'a mut KvCache,
+    /// Of projections.
+    pub scratch: &'a Scratch,
+}
+
+/// Grouped-query attention with rotary positions, after a norm and added to its input.
 #[derive(Debug, Clone)]
 pub struct Attention {
+    /// Before query, key and value.
+    pub norm: RmsNorm,
     /// Query, key and value, side by side.
     pub query_key_value: FusedLinear,
     /// Back to the hidden size.
@@ -31,27 +94,24 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// `input` `[T, hidden]` → `[T, hidden]`; stores the tokens' KV, then reads all that their sequences have.
-    pub fn forward(
-        &self,
-        input: &Tensor,
-        angles: &RotaryAngles,
-        batch: &RaggedBatch,
-        kv: &mut KvCache,
-    ) -> Result<Tensor> {
+    /// Adds the layer's result to `hidden` `[T, hidden]`; stores the tokens' KV, then reads all that their sequences have.
+    ///
+    /// # Errors
+    /// Sizes differ, or the batch does not fit the cache.
+    pub fn forward(&self, hidden: &Tensor, step: &mut AttentionStep<'_>) -> Result<()> {
         let HeadCounts { num_heads, num_kv_heads, head_size } = self.heads;
-        let num_tokens = input.dim(0)?;
-        let projected = self.query_key_value.forward(input)?;
-        let query = HeadColumns { first: 0, num_heads, head_size };
-        let key = HeadColumns { first: num_heads * head_size, num_heads: num_kv_heads, head_size };
-        let query = angles.turn(&projected, query)?;
-        let value = projected.narrow(1, key.first + num_kv_heads * head_size, num_kv_heads * head_size)?;
-        kv.write(self.layer, &angles.turn(&projected, key)?, &value, batch).map_err(Error::wrap)?;
-        let mut plan = AttentionPlan::default();
-        kv.plan(&mut plan, batch, num_heads).map_err(Error::wrap)?;
+        let AttentionBuffers { query_key_value, query, key, value, attended } = step.buffers;
+        self.query_key_value.forward(
+            hidden,
+            query_key_value,
+            (Prologue::Norm(&self.norm), Epilogue::Store),
+            step.scratch,
+        )?;
+        // Queries and keys are neighbours.
+        step.angles.turn(query_key_value, HeadColumns { first: 0, num_heads: num_heads + num_kv_heads, head_size })?;
+        step.kv.write(self.layer, key, value, step.batch).map_err(Error::wrap)?;
         let scale = (head_size as f32).sqrt().recip();
-        let attended = Tensor::zeros((num_tokens, num_heads * head_size), DType::F32, input.device())?;
-        kv.attend(self.layer, &query, &plan, scale, &attended).map_err(Error::wrap)?;
-        self.output.forward(&attended)
+        step.kv.attend(self.layer, query, step.plan, scale, attended).map_err(Error::wrap)?;
+        self.output.forward(attended, hidden, (Prologue::None, Epilogue::Add), step.scratch)
     }
 }

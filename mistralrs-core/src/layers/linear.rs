@@ -1,12 +1,16 @@
 //! Weights as they are multiplied, one or several projections of the same input at once.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
-use candle_core::{CpuStorage, CustomOp1, Device, Error, Layout, Result, Shape, Tensor};
-use mistralrs_quant::{BlockFormat, BlockMatrix, Columns, FloatFormat, FloatMatrix, Precision, QuantizedRows, SpanSet};
+use candle_core::{CpuStorage, Error, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
+use mistralrs_quant::{
+    BlockFormat, BlockMatrix, Columns, FloatFormat, FloatMatrix, Precision, QuantizedRows, RowShape, Source, SpanSet,
+};
 
-use super::rows::{self, Pool};
+use super::norm::RmsNorm;
+use super::rows::{Pool, Rows, RowsMut};
 
 /// A weight `[N, K]`: of a projection, or the token table, or both when the head is tied.
 #[derive(Debug)]
@@ -61,10 +65,10 @@ impl WeightMatrix {
     pub fn from_parts(dtype: GgmlDType, num_inputs: usize, parts: &[&[u8]]) -> Result<Self> {
         match WeightFormat::from_ggml(dtype) {
             Some(WeightFormat::Floats(format)) => {
-                Ok(Self::Floats(FloatMatrix::pack(format, num_inputs, parts).map_err(Error::wrap)?))
+                Ok(Self::Floats(FloatMatrix::pack(format, num_inputs, parts, &Pool).map_err(Error::wrap)?))
             }
             Some(WeightFormat::Blocks(format)) => {
-                Ok(Self::Blocks(BlockMatrix::pack(format, num_inputs, parts).map_err(Error::wrap)?))
+                Ok(Self::Blocks(BlockMatrix::pack(format, num_inputs, parts, &Pool).map_err(Error::wrap)?))
             }
             None => candle_core::bail!("weights of type {dtype:?} cannot be multiplied"),
         }
@@ -94,24 +98,71 @@ impl WeightMatrix {
         }
     }
 
-    /// Rows `indices` of the weight, dequantized: `[indices, K]` f32.
+    /// Rows `indices` of the weight, dequantized, to `out` `[indices, K]` f32.
     ///
     /// # Errors
-    /// An index of N or more.
-    pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
-        let (num_rows, row_size) = (self.num_outputs(), self.num_inputs());
-        if let Some(index) = indices.iter().find(|index| **index as usize >= num_rows) {
-            candle_core::bail!("row {index} of a table of {num_rows}")
-        }
-        let mut values = vec![0f32; indices.len() * row_size];
-        for (index, row) in indices.iter().zip(values.chunks_exact_mut(row_size.max(1))) {
-            match self {
-                Self::Floats(matrix) => matrix.copy_row(*index as usize, row),
-                Self::Blocks(matrix) => matrix.copy_row(*index as usize, row),
-            }
-        }
-        Tensor::from_vec(values, (indices.len(), row_size), &Device::Cpu)
+    /// An index of N or more, or `out` has another shape.
+    pub fn rows(&self, indices: &[u32], out: &Tensor) -> Result<()> {
+        out.inplace_op1(&TableRows { table: self, indices })
     }
+}
+
+struct TableRows<'a> {
+    table: &'a WeightMatrix,
+    indices: &'a [u32],
+}
+
+impl InplaceOp1 for TableRows<'_> {
+    fn name(&self) -> &'static str {
+        "table-rows"
+    }
+
+    fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let Self { table, indices } = self;
+        let (table_rows, row_size) = (table.num_outputs(), table.num_inputs());
+        if let Some(index) = indices.iter().find(|index| **index as usize >= table_rows) {
+            candle_core::bail!("row {index} of a table of {table_rows}")
+        }
+        let out = RowsMut::of(out, layout)?;
+        if (out.num_rows, out.num_columns) != (indices.len(), row_size) {
+            candle_core::bail!("{} rows of {row_size} columns into {layout:?}", indices.len())
+        }
+        out.for_each(|row, out| match table {
+            WeightMatrix::Floats(matrix) => matrix.copy_row(indices[row] as usize, out),
+            WeightMatrix::Blocks(matrix) => matrix.copy_row(indices[row] as usize, out),
+        });
+        Ok(())
+    }
+}
+
+/// What is done to the input before a product reads it.
+#[derive(Debug, Clone, Copy)]
+pub enum Prologue<'a> {
+    /// Nothing.
+    None,
+    /// A norm.
+    Norm(&'a RmsNorm),
+    /// `silu(gate) · up` of `[T, 2K]`, gate beside up.
+    SwiGlu,
+}
+
+/// What is done with a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Epilogue {
+    /// It replaces what was there.
+    Store,
+    /// It is added to what was there.
+    Add,
+}
+
+/// Memory for inputs as products read them, lent to one projection after the other.
+#[derive(Debug, Default)]
+pub struct Scratch(RefCell<Inputs>);
+
+#[derive(Debug, Default)]
+struct Inputs {
+    quantized: QuantizedRows,
+    floats: Vec<f32>,
 }
 
 /// `y = x · Wᵀ + b`.
@@ -128,10 +179,20 @@ impl Linear {
         Self { weight, bias }
     }
 
-    /// `input` `[T, K]` f32 → `[T, N]`; a row's result does not depend on the other rows.
-    pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        rows::expect_f32(input.dtype())?;
-        input.apply_op1_no_bwd(&Projections { parts: std::slice::from_ref(self), precision: Precision::Bits8 })
+    /// `input` `[T, K]` f32 to `out` `[T, N]`; a row's result does not depend on the other rows.
+    ///
+    /// # Errors
+    /// Sizes differ.
+    pub fn forward(
+        &self,
+        input: &Tensor,
+        out: &Tensor,
+        fused: (Prologue<'_>, Epilogue),
+        scratch: &Scratch,
+    ) -> Result<()> {
+        let projections =
+            Projections { parts: std::slice::from_ref(self), precision: Precision::Bits8, fused, scratch };
+        out.inplace_op2(input, &projections)
     }
 }
 
@@ -156,61 +217,126 @@ impl FusedLinear {
         Self { precision, ..self }
     }
 
-    /// `input` `[T, K]` f32 → `[T, N]`, N over all parts.
-    pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        rows::expect_f32(input.dtype())?;
-        input.apply_op1_no_bwd(&Projections { parts: &self.parts, precision: self.precision })
+    /// `input` `[T, K]` f32 to `out` `[T, N]`, N over all parts.
+    ///
+    /// # Errors
+    /// Sizes differ.
+    pub fn forward(
+        &self,
+        input: &Tensor,
+        out: &Tensor,
+        fused: (Prologue<'_>, Epilogue),
+        scratch: &Scratch,
+    ) -> Result<()> {
+        out.inplace_op2(input, &Projections { parts: &self.parts, precision: self.precision, fused, scratch })
     }
 }
 
 struct Projections<'a> {
     parts: &'a [Linear],
     precision: Precision,
+    fused: (Prologue<'a>, Epilogue),
+    scratch: &'a Scratch,
 }
 
 impl Projections<'_> {
-    /// The activations rounded, if any part reads them so.
-    fn quantize(&self, activations: &[f32], num_inputs: usize) -> Option<QuantizedRows> {
+    fn source<'b>(&'b self, input: Rows<'b>) -> Result<(Source<'b>, usize)> {
+        let source = match self.fused.0 {
+            Prologue::None => (Source::Rows(input.values), input.num_columns),
+            Prologue::Norm(norm) => (norm.source(input)?, input.num_columns),
+            Prologue::SwiGlu if !input.num_columns.is_multiple_of(2) => {
+                candle_core::bail!("gate and up together have {} columns, which is odd", input.num_columns)
+            }
+            Prologue::SwiGlu => (Source::Gated(input.values), input.num_columns / 2),
+        };
+        if let Some(part) = self.parts.iter().find(|part| part.weight.num_inputs() != source.1) {
+            candle_core::bail!("an input of {} columns does not fit {:?}", source.1, part.weight)
+        }
+        Ok(source)
+    }
+
+    /// Which sums of rounded activations the parts read; `None` if all read floats.
+    fn spans(&self) -> Option<SpanSet> {
         let spans = self.parts.iter().filter_map(|part| match &*part.weight {
             WeightMatrix::Floats(_) => None,
             WeightMatrix::Blocks(matrix) => Some(matrix.spans()),
         });
-        let spans = spans.reduce(|one, other| if one == SpanSet::Whole { other } else { one })?;
-        let rows = QuantizedRows::new(activations, num_inputs, spans, &Pool);
-        Some(rows.refined(activations, self.precision, &Pool))
+        spans.reduce(|one, other| if one == SpanSet::Whole { other } else { one })
+    }
+
+    fn has_floats(&self) -> bool {
+        self.parts.iter().any(|part| matches!(&*part.weight, WeightMatrix::Floats(_)))
     }
 }
 
-impl CustomOp1 for Projections<'_> {
+impl InplaceOp2 for Projections<'_> {
     fn name(&self) -> &'static str {
         "projections"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (activations, num_rows, num_inputs) = rows::contiguous_rows(storage, layout)?;
-        if let Some(part) = self.parts.iter().find(|part| part.weight.num_inputs() != num_inputs) {
-            candle_core::bail!("an input of {num_inputs} columns does not fit {:?}", part.weight)
+    fn cpu_fwd(
+        &self,
+        out: &mut CpuStorage,
+        out_layout: &Layout,
+        from: &CpuStorage,
+        from_layout: &Layout,
+    ) -> Result<()> {
+        let (out, input) = (RowsMut::of(out, out_layout)?, Rows::of(from, from_layout)?);
+        let (source, num_inputs) = self.source(input)?;
+        let num_outputs: usize = self.parts.iter().map(|part| part.weight.num_outputs()).sum();
+        if (out.num_rows, out.num_columns) != (input.num_rows, num_outputs) {
+            candle_core::bail!("{} rows of {num_outputs} outputs into {out_layout:?}", input.num_rows)
         }
-        let num_columns = self.parts.iter().map(|part| part.weight.num_outputs()).sum();
-        let quantized = self.quantize(activations, num_inputs);
-        let mut out = vec![0f32; num_rows * num_columns];
+        let mut inputs = self.scratch.0.borrow_mut();
+        let Inputs { quantized, floats } = &mut *inputs;
+        if let Some(spans) = self.spans() {
+            quantized.fill(source, RowShape { num_inputs, spans, precision: self.precision }, &Pool);
+        }
+        let floats = match source {
+            _ if !self.has_floats() => &[][..],
+            Source::Rows(rows) => rows,
+            made => made_floats(made, (input.num_rows, num_inputs), floats),
+        };
         let mut first = 0;
         for part in self.parts {
-            let columns = Columns::from(&mut out, num_columns, first).with_bias(part.bias.as_deref());
-            match (&*part.weight, &quantized) {
-                (WeightMatrix::Floats(matrix), _) => matrix.matmul(activations, columns, &Pool),
-                (WeightMatrix::Blocks(matrix), Some(quantized)) => matrix.matmul(quantized, columns, &Pool),
-                (WeightMatrix::Blocks(_), None) => unreachable!("blocks ask for rounded activations"),
+            if let (Epilogue::Add, Some(bias)) = (self.fused.1, &part.bias) {
+                add_to_rows(bias, out.values.chunks_exact_mut(num_outputs).map(|row| &mut row[first..]));
+            }
+            let columns = Columns::from(&mut *out.values, num_outputs, first);
+            let columns = match self.fused.1 {
+                Epilogue::Store => columns.with_bias(part.bias.as_deref()),
+                Epilogue::Add => columns.accumulating(),
+            };
+            match &*part.weight {
+                WeightMatrix::Floats(matrix) => matrix.matmul(floats, columns, &Pool),
+                WeightMatrix::Blocks(matrix) => matrix.matmul(quantized, columns, &Pool),
             }
             first += part.weight.num_outputs();
         }
-        Ok((CpuStorage::F32(out), Shape::from((num_rows, num_columns))))
+        Ok(())
     }
+}
+
+fn add_to_rows<'a>(bias: &[f32], rows: impl Iterator<Item = &'a mut [f32]>) {
+    for row in rows {
+        row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+    }
+}
+
+/// Makes `source` `[T, K]` in `floats`, whose memory only grows.
+fn made_floats<'a>(source: Source<'_>, (num_rows, num_inputs): (usize, usize), floats: &'a mut Vec<f32>) -> &'a [f32] {
+    let len = num_rows * num_inputs;
+    if floats.len() < len {
+        floats.resize(len, 0.0);
+    }
+    source.write(num_inputs, &mut floats[..len], &Pool);
+    &floats[..len]
 }
 
 #[cfg(test)]
 mod tests {
     use candle_core::quantized::QTensor;
+    use candle_core::{DType, Device};
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
@@ -238,6 +364,24 @@ mod tests {
         Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
     }
 
+    const PLAIN: (Prologue<'_>, Epilogue) = (Prologue::None, Epilogue::Store);
+
+    fn zeros(shape: (usize, usize)) -> Tensor {
+        Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    fn product(linear: &Linear, input: &Tensor) -> Result<Tensor> {
+        let out = zeros((input.dim(0)?, linear.weight.num_outputs()));
+        linear.forward(input, &out, PLAIN, &Scratch::default())?;
+        Ok(out)
+    }
+
+    fn table_rows(table: &WeightMatrix, indices: &[u32]) -> Result<Tensor> {
+        let out = zeros((indices.len(), table.num_inputs()));
+        table.rows(indices, &out)?;
+        Ok(out)
+    }
+
     fn bits(tensor: &Tensor) -> Vec<u32> {
         tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
     }
@@ -258,7 +402,7 @@ mod tests {
         for dtype in DTYPES {
             let (stored, matrix) = quantized(dtype, 1, (35, 512));
             let values = |tensor: Tensor| tensor.to_vec2::<f32>().unwrap();
-            let found = values(matrix.rows(&(0..35).collect::<Vec<_>>()).unwrap());
+            let found = values(table_rows(&matrix, &(0..35).collect::<Vec<_>>()).unwrap());
             assert_eq!(found, values(stored.dequantize(&Device::Cpu).unwrap()), "{dtype:?}");
         }
     }
@@ -270,7 +414,7 @@ mod tests {
             let (stored, matrix) = quantized(dtype, 1, (35, 512));
             let input = random(2, (20, 512));
             let expected = input.matmul(&stored.dequantize(&Device::Cpu).unwrap().t().unwrap()).unwrap();
-            let found = Linear::new(Arc::new(matrix), None).forward(&input).unwrap();
+            let found = product(&Linear::new(Arc::new(matrix), None), &input).unwrap();
             let norm = |tensor: &Tensor| tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
             let error = norm(&(&found - &expected).unwrap()) / norm(&expected);
             let allowed = if float_format(dtype).is_some() { 1e-6 } else { 0.01 };
@@ -283,11 +427,11 @@ mod tests {
         for dtype in DTYPES {
             let weight = linear(dtype, 1, (99, 512), None);
             let input = random(2, (300, 512));
-            let expected = weight.forward(&input).unwrap();
+            let expected = product(&weight, &input).unwrap();
             for num_rows in [1, 2, 3, 7, 8, 32, 33] {
                 let some = |tensor: &Tensor| tensor.narrow(0, 300 - num_rows, num_rows).unwrap();
-                let product = weight.forward(&some(&input).contiguous().unwrap()).unwrap();
-                assert!(bits(&product) == bits(&some(&expected)), "{dtype:?} differs at {num_rows} rows");
+                let part = product(&weight, &some(&input).contiguous().unwrap()).unwrap();
+                assert!(bits(&part) == bits(&some(&expected)), "{dtype:?} differs at {num_rows} rows");
             }
         }
     }
@@ -301,17 +445,59 @@ mod tests {
             linear(GgmlDType::F16, 2, (7, 256), None),
         ];
         let input = random(3, (5, 256));
-        let apart: Vec<Tensor> = parts.iter().map(|part| part.forward(&input).unwrap()).collect();
-        let together = FusedLinear::new(parts).forward(&input).unwrap();
+        let apart: Vec<Tensor> = parts.iter().map(|part| product(part, &input).unwrap()).collect();
+        let together = zeros((5, 55));
+        FusedLinear::new(parts).forward(&input, &together, PLAIN, &Scratch::default()).unwrap();
         assert_eq!(bits(&together), bits(&Tensor::cat(&apart, 1).unwrap()));
+    }
+
+    /// Whatever is fused: the same bits as one after the other.
+    #[test]
+    fn what_is_fused_equals_its_parts() {
+        let scratch = Scratch::default();
+        for dtype in [GgmlDType::F16, GgmlDType::Q4_1, GgmlDType::Q6K] {
+            let bias: Vec<f32> = (0..20).map(|index| index as f32).collect();
+            let weight = linear(dtype, 1, (20, 256), Some(bias.clone()));
+            let norm = RmsNorm::new(random(2, (1, 256)).flatten_all().unwrap().to_vec1().unwrap(), 1e-5);
+            let (input, held) = (random(3, (7, 256)), random(4, (7, 20)));
+            let normed = zeros((7, 256));
+            norm.forward(&input, &normed).unwrap();
+            let expected = product(&weight, &normed).unwrap();
+            let out = zeros((7, 20));
+            weight.forward(&input, &out, (Prologue::Norm(&norm), Epilogue::Store), &scratch).unwrap();
+            assert_eq!(bits(&out), bits(&expected), "{dtype:?} after a norm");
+
+            let alone = product(&linear(dtype, 1, (20, 256), None), &input).unwrap();
+            let bias = Tensor::from_vec(bias, 20, &Device::Cpu).unwrap();
+            let expected = (&alone + held.broadcast_add(&bias).unwrap()).unwrap();
+            weight.forward(&input, &held, (Prologue::None, Epilogue::Add), &scratch).unwrap();
+            assert_eq!(bits(&held), bits(&expected), "{dtype:?} added");
+        }
+    }
+
+    #[test]
+    fn a_gate_is_multiplied_on_the_way() {
+        let weight = linear(GgmlDType::F32, 1, (4, 32), None);
+        let gate_up = random(2, (3, 64));
+        let [gate, up] = [0, 32].map(|first| gate_up.narrow(1, first, 32).unwrap().contiguous().unwrap());
+        let expected = product(&weight, &(gate.silu().unwrap() * up).unwrap()).unwrap();
+        let out = zeros((3, 4));
+        weight.forward(&gate_up, &out, (Prologue::SwiGlu, Epilogue::Store), &Scratch::default()).unwrap();
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (found, expected) in values(&out).iter().zip(values(&expected)) {
+            assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
+        }
+        let odd = (Prologue::SwiGlu, Epilogue::Store);
+        let error = weight.forward(&random(2, (3, 63)), &out, odd, &Scratch::default()).unwrap_err().to_string();
+        assert!(error.starts_with("gate and up together have 63 columns"), "{error}");
     }
 
     #[test]
     fn a_row_outside_the_table_is_an_error() {
         for dtype in [GgmlDType::F16, GgmlDType::Q6K] {
             let (_, table) = quantized(dtype, 1, (4, 256));
-            assert!(table.rows(&[3]).is_ok());
-            let error = table.rows(&[0, 4]).unwrap_err().to_string();
+            assert!(table_rows(&table, &[3]).is_ok());
+            let error = table_rows(&table, &[0, 4]).unwrap_err().to_string();
             assert!(error.starts_with("row 4 of a table of 4"), "{error}");
         }
     }
@@ -320,7 +506,8 @@ mod tests {
     fn what_does_not_fit_is_an_error() {
         let error = WeightMatrix::from_parts(GgmlDType::Q8_1, 32, &[]).unwrap_err().to_string();
         assert!(error.starts_with("weights of type Q8_1 cannot be multiplied"), "{error}");
-        let error = linear(GgmlDType::Q4_0, 1, (4, 32), None).forward(&random(1, (1, 64))).unwrap_err().to_string();
+        let weight = linear(GgmlDType::Q4_0, 1, (4, 32), None);
+        let error = product(&weight, &random(1, (1, 64))).unwrap_err().to_string();
         assert!(error.starts_with("an input of 64 columns does not fit"), "{error}");
     }
 }

@@ -1,8 +1,8 @@
 //! Rotary position embedding and its scalings. Source: Su et al. 2021 (arXiv:2104.09864).
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use super::rows;
+use super::rows::RowsMut;
 
 /// Which two values of a head turn together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,51 +113,53 @@ impl RotaryEmbedding {
         Ok(Self { frequencies, pairing: config.pairing })
     }
 
-    /// The turns of tokens at `positions` `[T]`.
-    pub fn angles(&self, positions: &[u32]) -> RotaryAngles {
-        let turn = |position: u32| {
-            self.frequencies.iter().map(move |frequency| {
-                let (sine, cosine) = (position as f32 * frequency).sin_cos();
+    /// Room for the turns of a step.
+    pub fn angles(&self) -> RotaryAngles {
+        RotaryAngles { turns: Vec::new(), num_pairs: self.frequencies.len(), pairing: self.pairing }
+    }
+
+    /// Makes `angles` the turns of tokens at `positions` `[T]`.
+    pub fn fill(&self, angles: &mut RotaryAngles, positions: &[u32]) {
+        angles.turns.clear();
+        for position in positions {
+            angles.turns.extend(self.frequencies.iter().map(|frequency| {
+                let (sine, cosine) = (*position as f32 * frequency).sin_cos();
                 (cosine, sine)
-            })
-        };
-        RotaryAngles {
-            turns: positions.iter().flat_map(|position| turn(*position)).collect(),
-            num_pairs: self.frequencies.len(),
-            pairing: self.pairing,
+            }));
         }
     }
 }
 
 impl RotaryAngles {
-    /// Takes the heads at `columns` out of `input` `[T, any]` and turns them: `[T, num_heads * head_size]`.
-    pub fn turn(&self, input: &Tensor, columns: HeadColumns) -> Result<Tensor> {
-        rows::expect_f32(input.dtype())?;
-        input.apply_op1_no_bwd(&Turn { angles: self, columns })
+    /// Turns the heads at `columns` of `values` `[T, any]` in place.
+    ///
+    /// # Errors
+    /// Tokens or columns are not as many as they should be.
+    pub fn turn(&self, values: &Tensor, columns: HeadColumns) -> Result<()> {
+        values.inplace_op1(&Turn { angles: self, columns })
     }
 
-    fn turn_head(&self, turns: &[(f32, f32)], input: &[f32], out: &mut [f32]) {
-        let size = 2 * self.num_pairs;
+    fn turn_head(&self, turns: &[(f32, f32)], head: &mut [f32]) {
+        let head = &mut head[..2 * self.num_pairs];
         match self.pairing {
             RotaryPairing::Interleaved => {
-                let pairs = input[..size].chunks_exact(2).zip(out[..size].chunks_exact_mut(2));
-                for ((input, out), (cosine, sine)) in pairs.zip(turns) {
-                    out[0] = input[0] * cosine - input[1] * sine;
-                    out[1] = input[0] * sine + input[1] * cosine;
+                for (pair, turn) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                    (pair[0], pair[1]) = turned((pair[0], pair[1]), *turn);
                 }
             }
             RotaryPairing::HalfSplit => {
-                let (low, high) = input[..size].split_at(self.num_pairs);
-                let (out_low, out_high) = out[..size].split_at_mut(self.num_pairs);
-                let outs = out_low.iter_mut().zip(out_high);
-                for (((low, high), (out_low, out_high)), (cosine, sine)) in low.iter().zip(high).zip(outs).zip(turns) {
-                    *out_low = low * cosine - high * sine;
-                    *out_high = low * sine + high * cosine;
+                let (low, high) = head.split_at_mut(self.num_pairs);
+                for ((low, high), turn) in low.iter_mut().zip(high).zip(turns) {
+                    (*low, *high) = turned((*low, *high), *turn);
                 }
             }
         }
-        out[size..].copy_from_slice(&input[size..]);
     }
+}
+
+#[inline]
+fn turned((first, second): (f32, f32), (cosine, sine): (f32, f32)) -> (f32, f32) {
+    (first * cosine - second * sine, first * sine + second * cosine)
 }
 
 impl Llama3Scaling {
@@ -181,29 +183,29 @@ struct Turn<'a> {
     columns: HeadColumns,
 }
 
-impl CustomOp1 for Turn<'_> {
+impl InplaceOp1 for Turn<'_> {
     fn name(&self) -> &'static str {
         "rotary"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (input, num_rows, num_columns) = rows::contiguous_rows(storage, layout)?;
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let values = RowsMut::of(storage, layout)?;
         let HeadColumns { first, num_heads, head_size } = self.columns;
         let num_pairs = self.angles.num_pairs;
-        if num_rows * num_pairs != self.angles.turns.len() {
-            candle_core::bail!("{num_rows} rows for the angles of {} tokens", self.angles.turns.len() / num_pairs)
+        if values.num_rows * num_pairs != self.angles.turns.len() {
+            let num_tokens = self.angles.turns.len() / num_pairs;
+            candle_core::bail!("{} rows for the angles of {num_tokens} tokens", values.num_rows)
         }
-        if first + num_heads * head_size > num_columns || 2 * num_pairs > head_size {
-            candle_core::bail!("{:?} turned by {num_pairs} pairs do not fit {num_columns} columns", self.columns)
+        if first + num_heads * head_size > values.num_columns || 2 * num_pairs > head_size {
+            candle_core::bail!("{:?} turned by {num_pairs} pairs do not fit {layout:?}", self.columns)
         }
-        Ok(rows::build_rows((num_rows, num_heads * head_size), |row, out| {
-            let start = row * num_columns + first;
-            let input = &input[start..start + num_heads * head_size];
+        values.for_each(|row, values| {
             let turns = &self.angles.turns[row * num_pairs..(row + 1) * num_pairs];
-            for (input, out) in input.chunks_exact(head_size).zip(out.chunks_exact_mut(head_size)) {
-                self.angles.turn_head(turns, input, out);
+            for head in values[first..first + num_heads * head_size].chunks_exact_mut(head_size) {
+                self.angles.turn_head(turns, head);
             }
-        }))
+        });
+        Ok(())
     }
 }
 
@@ -222,7 +224,12 @@ mod tests {
         let rotary = RotaryEmbedding::new(&config(pairing, RotaryScaling::None)).unwrap();
         let input = Tensor::new(&[[9f32, 1., 2., 3., 4., 5., 6.]], &Device::Cpu).unwrap();
         let columns = HeadColumns { first: 1, num_heads: 1, head_size: 6 };
-        rotary.angles(&[position]).turn(&input, columns).unwrap().to_vec2::<f32>().unwrap().remove(0)
+        let mut angles = rotary.angles();
+        rotary.fill(&mut angles, &[position]);
+        angles.turn(&input, columns).unwrap();
+        let mut row = input.to_vec2::<f32>().unwrap().remove(0);
+        assert_eq!(row.remove(0).to_bits(), 9f32.to_bits(), "the foreign column");
+        row
     }
 
     fn assert_close(found: &[f32], expected: &[f32]) {
@@ -279,7 +286,9 @@ mod tests {
         let divisors = config(RotaryPairing::HalfSplit, RotaryScaling::Divisors(vec![1.; 3]));
         let error = RotaryEmbedding::new(&divisors).unwrap_err().to_string();
         assert!(error.starts_with("3 rotary divisors for 2 frequencies"), "{error}");
-        let angles = RotaryEmbedding::new(&config(RotaryPairing::HalfSplit, RotaryScaling::None)).unwrap().angles(&[0]);
+        let rotary = RotaryEmbedding::new(&config(RotaryPairing::HalfSplit, RotaryScaling::None)).unwrap();
+        let mut angles = rotary.angles();
+        rotary.fill(&mut angles, &[0]);
         let input = Tensor::zeros((1, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
         assert!(angles.turn(&input, HeadColumns { first: 1, num_heads: 1, head_size: 4 }).is_err());
         let two_rows = Tensor::zeros((2, 4), candle_core::DType::F32, &Device::Cpu).unwrap();

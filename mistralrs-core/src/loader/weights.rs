@@ -267,6 +267,7 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::*;
+    use crate::layers::{Epilogue, Prologue, Scratch};
 
     /// Tensors in memory under Hugging Face names; `data` is not looked at before shapes are right.
     struct Fake(HashMap<String, (GgmlDType, Vec<usize>, Vec<u8>)>);
@@ -306,8 +307,9 @@ mod tests {
         let progress = LoadProgress::hidden();
         let mut weights = Weights::new(files, &progress);
         let linear = weights.fused(&[Role::Query(3).part(2), Role::Key(3).part(1)], 2, bias)?;
-        let input = Tensor::new(&[[1f32, 1.]], &Device::Cpu)?;
-        Ok(linear.forward(&input)?.flatten_all()?.to_vec1()?)
+        let (input, out) = (Tensor::new(&[[1f32, 1.]], &Device::Cpu)?, Tensor::new(&[[0f32, 0., 0.]], &Device::Cpu)?);
+        linear.forward(&input, &out, (Prologue::None, Epilogue::Store), &Scratch::default())?;
+        Ok(out.flatten_all()?.to_vec1()?)
     }
 
     #[test]

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Error;
 use mistralrs_paged_attn::KvCache;
 use mistralrs_quant::Precision;
 
 use crate::error::LoadError;
-use crate::layers::{Attention, Linear, RmsNorm, RotaryEmbedding, SwiGluMlp, WeightMatrix};
+use crate::layers::{
+    Attention, AttentionStep, Epilogue, Linear, Prologue, RmsNorm, RotaryEmbedding, SwiGluMlp, WeightMatrix, copy_rows,
+};
 use crate::loader::weights::{Part, Role, Weights};
 use crate::models::config::Presence;
+use crate::models::workspace::{StepViews, Workspace, WorkspaceShape};
 use crate::models::{CausalLm, DecoderConfig, ModelShape, StepBatch, StepOutput};
 
 /// A decoder-only transformer.
@@ -22,13 +25,12 @@ pub struct Decoder {
     output_norm: RmsNorm,
     /// Shares the token table's memory when the model ties them.
     head: Linear,
+    workspace: Workspace,
 }
 
 #[derive(Debug)]
 struct DecoderLayer {
-    attention_norm: RmsNorm,
     attention: Attention,
-    mlp_norm: RmsNorm,
     mlp: SwiGluMlp,
 }
 
@@ -46,53 +48,75 @@ impl Decoder {
             Presence::IfPresent | Presence::Absent => Arc::clone(&token_table),
         };
         let rotary = RotaryEmbedding::new(&config.rotary)?;
-        Ok(Self { shape: config.shape(), token_table, rotary, layers, output_norm, head: Linear::new(head, None) })
+        let workspace = WorkspaceShape {
+            hidden_size: config.hidden_size,
+            heads: config.heads,
+            intermediate_size: config.intermediate_size,
+            vocab_size: config.vocab_size,
+        };
+        Ok(Self {
+            shape: config.shape(),
+            token_table,
+            workspace: Workspace::new(workspace, rotary.angles())?,
+            rotary,
+            layers,
+            output_norm,
+            head: Linear::new(head, None),
+        })
     }
 
-    /// Hidden states `[T, hidden]` after the last layer.
-    fn hidden_states(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<Tensor> {
-        let angles = self.rotary.angles(&batch.positions);
-        let mut hidden = self.token_table.rows(&batch.token_ids)?;
+    /// Makes `views.hidden` what it is after the last layer.
+    fn run_layers(&mut self, batch: &StepBatch, views: &StepViews, kv: &mut KvCache) -> candle_core::Result<()> {
+        let Workspace { scratch, angles, plan, .. } = &mut self.workspace;
+        self.rotary.fill(angles, &batch.positions);
+        self.token_table.rows(&batch.token_ids, &views.hidden)?;
+        let Some(first) = self.layers.first() else { return Ok(()) };
+        kv.plan(plan, &batch.ragged, first.attention.heads.num_heads).map_err(Error::wrap)?;
+        let (buffers, batch) = (&views.attention, &batch.ragged);
+        let mut step = AttentionStep { buffers, angles, batch, plan, kv, scratch };
         for layer in &self.layers {
-            let normed = layer.attention_norm.forward(&hidden)?;
-            hidden = (hidden + layer.attention.forward(&normed, &angles, &batch.ragged, kv)?)?;
-            let normed = layer.mlp_norm.forward(&hidden)?;
-            hidden = (hidden + layer.mlp.forward(&normed)?)?;
+            layer.attention.forward(&views.hidden, &mut step)?;
+            layer.mlp.forward(&views.hidden, &views.gate_up, step.scratch)?;
         }
-        Ok(hidden)
+        Ok(())
     }
 
-    /// The chosen rows of `hidden` after the last norm; `None` where none are chosen.
-    fn normed_rows(&self, hidden: &Tensor, rows: &[u32]) -> candle_core::Result<Option<Tensor>> {
-        if rows.is_empty() {
-            return Ok(None);
+    /// Makes `views.logits` those of the rows that are asked for.
+    fn run_head(&self, batch: &StepBatch, views: &StepViews) -> candle_core::Result<()> {
+        if batch.logit_rows.is_empty() {
+            return Ok(());
         }
+        let normed = (Prologue::Norm(&self.output_norm), Epilogue::Store);
         // Every row ends a sequence in a step of decodes alone: nothing to pick.
-        if rows.len() == hidden.dim(0)? {
-            return self.output_norm.forward(hidden).map(Some);
+        if batch.logit_rows.len() == batch.token_ids.len() {
+            return self.head.forward(&views.hidden, &views.logits, normed, &self.workspace.scratch);
         }
-        let rows = hidden.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
-        self.output_norm.forward(&rows).map(Some)
+        copy_rows(&views.hidden, &batch.logit_rows, &views.logit_states)?;
+        self.head.forward(&views.logit_states, &views.logits, normed, &self.workspace.scratch)
     }
-}
 
-/// `[0, columns]`: nothing was asked for.
-fn empty(columns: usize) -> candle_core::Result<Tensor> {
-    Tensor::zeros((0, columns), DType::F32, &Device::Cpu)
+    /// Makes `views.normed_states` the hidden states that are asked for.
+    fn run_output_norm(&self, batch: &StepBatch, views: &StepViews) -> candle_core::Result<()> {
+        if batch.hidden_rows.is_empty() {
+            return Ok(());
+        }
+        copy_rows(&views.hidden, &batch.hidden_rows, &views.chosen_states)?;
+        self.output_norm.forward(&views.chosen_states, &views.normed_states)
+    }
 }
 
 impl DecoderLayer {
     fn load(config: &DecoderConfig, weights: &mut Weights<'_>, layer: usize) -> Result<Self, LoadError> {
         let hidden = config.hidden_size;
         let heads = config.heads;
-        let (query_size, kv_size) = (heads.num_heads * heads.head_size, heads.num_kv_heads * heads.head_size);
+        let (query_size, kv_size) = (heads.query_size(), heads.kv_size());
         let norm = |weights: &mut Weights<'_>, role: Role| {
             Ok::<_, LoadError>(RmsNorm::new(weights.vector(role, hidden)?, config.rms_norm_eps))
         };
         let of = |role: fn(usize) -> Role, size: usize| -> Part { role(layer).part(size) };
         Ok(Self {
-            attention_norm: norm(weights, Role::AttentionNorm(layer))?,
             attention: Attention {
+                norm: norm(weights, Role::AttentionNorm(layer))?,
                 // Softmax makes much of little: rounding these activations to 8 bits moves a model's distributions as
                 // far as all its other projections together, and they are a sixth of its weights.
                 query_key_value: weights
@@ -106,8 +130,8 @@ impl DecoderLayer {
                 heads,
                 layer,
             },
-            mlp_norm: norm(weights, Role::MlpNorm(layer))?,
             mlp: SwiGluMlp {
+                norm: norm(weights, Role::MlpNorm(layer))?,
                 gate_up: weights.fused(
                     &[of(Role::Gate, config.intermediate_size), of(Role::Up, config.intermediate_size)],
                     hidden,
@@ -124,20 +148,15 @@ impl CausalLm for Decoder {
         &self.shape
     }
 
-    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput> {
+    fn forward(&mut self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput> {
         let num_tokens = batch.token_ids.len();
         if batch.positions.len() != num_tokens {
             candle_core::bail!("{num_tokens} tokens with {} positions", batch.positions.len())
         }
-        let hidden = self.hidden_states(batch, kv)?;
-        let logits = match self.normed_rows(&hidden, &batch.logit_rows)? {
-            Some(rows) => self.head.forward(&rows)?,
-            None => empty(self.shape.vocab_size)?,
-        };
-        let hidden = match self.normed_rows(&hidden, &batch.hidden_rows)? {
-            Some(rows) => rows,
-            None => empty(self.shape.hidden_size)?,
-        };
-        Ok(StepOutput { logits, hidden })
+        let views = self.workspace.views(batch)?;
+        self.run_layers(batch, &views, kv)?;
+        self.run_head(batch, &views)?;
+        self.run_output_norm(batch, &views)?;
+        Ok(StepOutput { logits: views.logits, hidden: views.normed_states })
     }
 }

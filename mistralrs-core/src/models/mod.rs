@@ -13,6 +13,7 @@ use crate::loader::weights::Weights;
 pub mod config;
 pub mod decoder;
 pub mod llama;
+pub mod workspace;
 
 pub use config::DecoderConfig;
 
@@ -31,7 +32,7 @@ pub struct StepBatch {
     pub hidden_rows: Vec<u32>,
 }
 
-/// What one step computes.
+/// What one step computes. A model may use the tensors' memory again in its next step.
 #[derive(Debug, Clone)]
 pub struct StepOutput {
     /// `[L, V]` f32, of the batch's `logit_rows`.
@@ -63,7 +64,7 @@ pub trait CausalLm: Send {
     fn shape(&self) -> &ModelShape;
 
     /// Runs the batch, writing its KV into `kv`. Rows that nobody asks for cost no head and no copy.
-    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput>;
+    fn forward(&mut self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput>;
 }
 
 /// What sets one architecture apart from the others.

@@ -14,6 +14,7 @@ use candle_core::{Error, Result};
 use mistralrs_paged_attn::{BlockManager, BlockTable, KvCache, PrefixHash};
 
 use super::StepCost;
+use crate::host_copy::read_into;
 use crate::models::CausalLm;
 use crate::packing::{self, PackedChunk};
 use crate::sampling::likeliest;
@@ -41,6 +42,8 @@ pub(crate) struct DraftModel {
     progress: HashMap<SequenceId, Progress>,
     /// What its steps took.
     cost: StepCost,
+    /// Logits of the last step.
+    host_logits: Vec<f32>,
 }
 
 /// How far its KV of one sequence has come.
@@ -103,7 +106,7 @@ impl DraftModel {
         let mut probe = BlockTable::default();
         blocks.grow(&mut probe, 1).map_err(Error::wrap)?;
         let (progress, cost) = (HashMap::new(), StepCost::default());
-        let mut draft = Self { model, kv, blocks, limits, probe, progress, cost };
+        let mut draft = Self { model, kv, blocks, limits, probe, progress, cost, host_logits: Vec::new() };
         draft.run_probe()?;
         draft.measure()?;
         Ok(draft)
@@ -214,8 +217,9 @@ impl DraftModel {
         let batch = packing::pack(&chunks, self.blocks.block_size());
         let logits = self.model.forward(&batch, &mut self.kv)?.logits;
         let vocab_size = logits.dim(1)?;
-        let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-        let mut rows = logits.chunks_exact(vocab_size.max(1));
+        let mut values = std::mem::take(&mut self.host_logits);
+        read_into(&logits, &mut values)?;
+        let mut rows = values.chunks_exact(vocab_size.max(1));
         for run in runs {
             self.record(run);
             let end = run.positions.end;
@@ -227,6 +231,7 @@ impl DraftModel {
                 run.positions = end..end + 1;
             }
         }
+        self.host_logits = values;
         self.cost.observe(batch.token_ids.len(), started_at.elapsed());
         Ok(())
     }

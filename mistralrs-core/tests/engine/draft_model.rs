@@ -25,7 +25,7 @@ impl CausalLm for Careless {
         self.model.shape()
     }
 
-    fn forward(&self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput> {
+    fn forward(&mut self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput> {
         self.max_tokens.fetch_max(batch.token_ids.len(), Ordering::Relaxed);
         let output = self.model.forward(batch, kv)?;
         let mut rows: Vec<Vec<f32>> = output.logits.to_vec2()?;

@@ -105,6 +105,9 @@ fn generate_request(prompt: Vec<u32>, num_tokens: usize) -> GenerateRequest {
     }
 }
 
+/// Tries to make sequences meet.
+const MAX_ROUNDS: usize = 50;
+
 fn request(texts: Vec<Vec<u32>>) -> EmbedRequest {
     EmbedRequest {
         inputs: texts.into_iter().map(Prompt::Tokens).collect(),
@@ -175,18 +178,26 @@ async fn a_text_that_is_preempted_is_computed_again_from_nothing() {
         let alone = alone(pooling).await;
         let config = EngineConfig { max_num_batched_tokens: 8, kv_memory_bytes: Some(kv_bytes(60)), ..config(pooling) };
         let bench = start(&config);
-        let mut generations = Vec::new();
-        for index in 0..4 {
-            generations.push(tokio::spawn(drain(bench.generate(vec![index + 3, 9], 70).await)));
+        let num_preempted = || bench.counter("mistralrs_paged_preemptions_total");
+        // Whether they meet in memory is the machine's business: on a busy one they may come after each other.
+        for _ in 0..MAX_ROUNDS {
+            let mut generations = Vec::new();
+            for index in 0..4 {
+                generations.push(tokio::spawn(drain(bench.generate(vec![index + 3, 9], 70).await)));
+            }
+            // The last in line give way.
+            let together = bench.embed(texts()).await.unwrap();
+            let were_preempted = num_preempted() > 0;
+            assert!(together == alone, "{name}");
+            for generation in generations {
+                assert_eq!(generation.await.unwrap(), 70);
+            }
+            bench.settle().await;
+            if were_preempted {
+                break;
+            }
         }
-        // The last in line give way.
-        let together = bench.embed(texts()).await.unwrap();
-        assert!(together == alone, "{name}");
-        for generation in generations {
-            assert_eq!(generation.await.unwrap(), 70);
-        }
-        bench.settle().await;
-        assert!(bench.counter("mistralrs_paged_preemptions_total") > 0, "{name}: nothing was preempted");
+        assert!(num_preempted() > 0, "{name}: nothing was preempted");
     }
 }
 

@@ -9,7 +9,7 @@ use std::fmt;
 
 use half::{bf16, f16};
 
-use crate::matrix::{Columns, NotRows, Output};
+use crate::matrix::{Columns, NotRows, Output, for_each_tile};
 use crate::storage::{self, CacheLine};
 use crate::threads::Threads;
 use crate::tile::TILE;
@@ -72,7 +72,12 @@ impl FloatMatrix {
     ///
     /// # Errors
     /// [`NotRows`]: a part ends within a row, or K is odd.
-    pub fn pack(format: FloatFormat, num_inputs: usize, parts: &[&[u8]]) -> Result<Self, NotRows> {
+    pub fn pack(
+        format: FloatFormat,
+        num_inputs: usize,
+        parts: &[&[u8]],
+        threads: &dyn Threads,
+    ) -> Result<Self, NotRows> {
         let size = format.element_bytes();
         let row_bytes = num_inputs * size;
         let is_whole = |part: &&[u8]| row_bytes > 0 && part.len().is_multiple_of(row_bytes);
@@ -83,14 +88,13 @@ impl FloatMatrix {
         let rows: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks_exact(row_bytes)).collect();
         let num_bytes = rows.len().div_ceil(TILE) * TILE * row_bytes;
         let mut storage = storage::zeroed(num_bytes);
-        let tiles = storage::bytes_mut(&mut storage)[..num_bytes].chunks_exact_mut(TILE * row_bytes);
-        for (tile, rows) in tiles.zip(rows.chunks(TILE)) {
-            for (lane, row) in rows.iter().enumerate() {
+        for_each_tile(&mut storage::bytes_mut(&mut storage)[..num_bytes], TILE * row_bytes, threads, |tile, bytes| {
+            for (lane, row) in rows[tile * TILE..].iter().take(TILE).enumerate() {
                 for (input, element) in row.chunks_exact(size).enumerate() {
-                    tile[(input * TILE + lane) * size..][..size].copy_from_slice(element);
+                    bytes[(input * TILE + lane) * size..][..size].copy_from_slice(element);
                 }
             }
-        }
+        });
         Ok(Self { storage, format, num_outputs: rows.len(), num_inputs })
     }
 

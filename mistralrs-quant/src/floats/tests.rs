@@ -37,7 +37,7 @@ fn encode(format: FloatFormat, values: &[f32]) -> Vec<u8> {
 fn weights(format: FloatFormat, shape: (usize, usize)) -> (Vec<Vec<f32>>, FloatMatrix) {
     let stored = encode(format, &random(1, shape.0 * shape.1));
     let rows = format.widen(&stored).chunks_exact(shape.1).map(<[f32]>::to_vec).collect();
-    (rows, FloatMatrix::pack(format, shape.1, &[&stored]).unwrap())
+    (rows, FloatMatrix::pack(format, shape.1, &[&stored], &CallingThread).unwrap())
 }
 
 fn product(matrix: &FloatMatrix, level: kernel::Level, activations: &[f32]) -> Vec<f32> {
@@ -120,7 +120,7 @@ fn a_bias_is_added_to_every_row_of_its_columns() {
 fn several_parts_are_packed_one_after_the_other() {
     let (top, bottom) = (random(4, 20 * 8), random(5, 7 * 8));
     let parts = [&top, &bottom].map(|values| encode(FloatFormat::F32, values));
-    let matrix = FloatMatrix::pack(FloatFormat::F32, 8, &[&parts[0], &parts[1]]).unwrap();
+    let matrix = FloatMatrix::pack(FloatFormat::F32, 8, &[&parts[0], &parts[1]], &CallingThread).unwrap();
     let mut row = vec![0f32; 8];
     for (index, expected) in top.chunks_exact(8).chain(bottom.chunks_exact(8)).enumerate() {
         matrix.copy_row(index, &mut row);
@@ -140,7 +140,7 @@ fn a_matrix_takes_the_bytes_of_its_file() {
 #[test]
 fn bytes_that_are_not_whole_rows_are_refused() {
     let error = |format, num_inputs, num_bytes| {
-        FloatMatrix::pack(format, num_inputs, &[&vec![0; num_bytes]]).unwrap_err().to_string()
+        FloatMatrix::pack(format, num_inputs, &[&vec![0; num_bytes]], &CallingThread).unwrap_err().to_string()
     };
     assert_eq!(error(FloatFormat::F32, 8, 33), "33 bytes are not whole rows of 8 inputs in F32");
     assert_eq!(error(FloatFormat::F16, 7, 14), "14 bytes are not whole rows of 7 inputs in F16");

@@ -11,19 +11,43 @@ use core::arch::x86_64::{
 
 use half::f16;
 
+use super::elementwise;
 use super::lanes::Lanes;
 use super::product::{self, RowPointers, Target, TileGroups};
 use super::weights::{self, ExpandedWeights, Weights};
-use crate::activations::{SUM_ORIGIN, Strip, scale_and_factor};
+use crate::activations::{RowSlots, SUM_ORIGIN, scale_and_factor};
 use crate::format::BLOCK;
 
-/// [`Strip::fill`] with AVX-512.
+/// [`RowSlots::fill`] with AVX-512F.
 ///
 /// # Safety
-/// The CPU has AVX-512F.
+/// The CPU has AVX-512F; the rest as there.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn quantize(values: &[f32], num_inputs: usize, strip: &mut Strip<'_>) {
-    strip.fill(values, num_inputs, |values, quants| quantize_block(values, quants));
+pub(super) unsafe fn quantize(values: &[f32], slots: RowSlots) {
+    // SAFETY: the caller's promise.
+    unsafe { slots.fill(values, |values, quants| quantize_block(values, quants)) }
+}
+
+/// [`RowSlots::subtract`] with AVX-512F.
+///
+/// # Safety
+/// The CPU has AVX-512F; the rest as there.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn subtract(slots: RowSlots, values: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe { slots.subtract(values) }
+}
+
+/// [`elementwise::rms_norm`] with AVX-512F.
+#[target_feature(enable = "avx512f")]
+pub(super) fn rms_norm(input: &[f32], norm: (&[f32], f32), out: &mut [f32]) {
+    elementwise::rms_norm(input, norm, out);
+}
+
+/// [`elementwise::swiglu`] with AVX-512F.
+#[target_feature(enable = "avx512f")]
+pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    elementwise::swiglu(gate, up, out);
 }
 
 /// [`activations::quantize_block`].

@@ -7,13 +7,14 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod elementwise;
 mod lanes;
 mod product;
 mod weights;
 
 pub(crate) use product::{Job, MAX_EXPANDED_BYTES, TILES_AT_ONCE};
 
-use crate::activations::{self, Strip};
+use crate::activations::{self, RowSlots};
 use lanes::PlainLanes;
 
 #[cfg(not(target_endian = "little"))]
@@ -84,15 +85,45 @@ pub(crate) unsafe fn run(level: Level, job: &mut Job<'_>) {
     }
 }
 
-/// Quantizes a strip of rows.
-pub(crate) fn quantize(level: Level, values: &[f32], num_inputs: usize, strip: &mut Strip<'_>) {
-    match level {
-        Level::Plain => strip.fill(values, num_inputs, activations::quantize_block),
-        // SAFETY: the CPU has the level, as all that `Level` gives out.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::AvxVnni => unsafe { avx2::quantize(values, num_inputs, strip) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512::quantize(values, num_inputs, strip) },
-    }
+/// Compiles a function of [`elementwise`] or of [`RowSlots`] for each instruction set, and chooses.
+macro_rules! for_each_level {
+    ($level:expr, $function:ident($($argument:expr),*), $plain:expr) => {
+        match $level {
+            Level::Plain => $plain,
+            // SAFETY: the CPU has the level, as all that `Level` gives out; the rest is the caller's promise.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 | Level::AvxVnni => unsafe { avx2::$function($($argument),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::$function($($argument),*) },
+        }
+    };
+}
+
+/// Quantizes a row.
+///
+/// # Safety
+/// As [`RowSlots::fill`]'s.
+pub(crate) unsafe fn quantize(level: Level, values: &[f32], slots: RowSlots) {
+    // SAFETY: the caller's promise.
+    for_each_level!(level, quantize(values, slots), unsafe { slots.fill(values, activations::quantize_block) });
+}
+
+/// Takes from `values` what the quants made of them are worth.
+///
+/// # Safety
+/// As [`RowSlots::subtract`]'s.
+pub(crate) unsafe fn subtract(level: Level, slots: RowSlots, values: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    for_each_level!(level, subtract(slots, values), unsafe { slots.subtract(values) });
+}
+
+/// `out = input / sqrt(mean(input²) + eps) · weight`, a row.
+pub(crate) fn rms_norm(level: Level, input: &[f32], norm: (&[f32], f32), out: &mut [f32]) {
+    for_each_level!(level, rms_norm(input, norm, out), elementwise::rms_norm(input, norm, out));
+}
+
+/// `out = silu(gate) · up`, a row.
+pub(crate) fn swiglu(level: Level, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for_each_level!(level, swiglu(gate, up, out), elementwise::swiglu(gate, up, out));
 }
