@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the reference fixtures in mistralrs-core/tests/fixtures with transformers, sentence-transformers and llama.cpp.
+"""Makes the reference fixtures in tests/fixtures of mistralrs-core and mistralrs-quant with transformers, gguf, sentence-transformers and llama.cpp.
 
     python3 -m venv .venv-fixtures && . .venv-fixtures/bin/activate
     pip install numpy==1.26.4 torch==2.15.0 transformers==5.23.0 safetensors==0.8.0 gguf==0.19.0 \
@@ -29,6 +29,7 @@ from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "mistralrs-core/tests/fixtures"
+BLOCK_FIXTURES = ROOT / "mistralrs-quant/tests/fixtures"
 NUM_GREEDY = 32
 NUM_KL_POSITIONS = 64
 NUM_KL_TOP = 200
@@ -161,8 +162,8 @@ def gguf_name(name):
     return f"blk.{layer}.{HF_TO_GGUF[rest]}.{suffix}"
 
 
-def write_tiny_gguf(model, tokenizer, path):
-    """The checkpoint as llama.cpp's converter would write it in F32."""
+def write_tiny_gguf(model, tokenizer, path, file_type=0, stored=None):
+    """The checkpoint as llama.cpp's converter would write it in F32, but for tensors that `stored` has as bytes with a type."""
     config = model.config
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("tiny")
@@ -178,7 +179,7 @@ def write_tiny_gguf(model, tokenizer, path):
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(0)
+    writer.add_file_type(file_type)
     vocabulary = tokenizer.get_vocab()
     tokens = sorted(vocabulary, key=vocabulary.get)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
@@ -198,7 +199,8 @@ def write_tiny_gguf(model, tokenizer, path):
         if "q_proj" in name or "k_proj" in name:
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             data = permute(data.reshape(data.shape[0], -1), heads).reshape(data.shape)
-        writer.add_tensor(gguf_name(name), np.ascontiguousarray(data))
+        data, kind = (stored or {}).get(gguf_name(name), (np.ascontiguousarray(data), None))
+        writer.add_tensor(gguf_name(name), data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -208,9 +210,9 @@ def write_tiny_gguf(model, tokenizer, path):
 # --- References -------------------------------------------------------------------------------------------------
 
 
-def quantize(source, target, file_type):
+def quantize(source, target, file_type, pure=False):
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.allow_requantize, params.nthread = file_type, True, 2
+    params.ftype, params.allow_requantize, params.nthread, params.pure = file_type, True, 2, pure
     if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) != 0:
         raise RuntimeError(f"llama.cpp could not make {target}")
 
@@ -370,12 +372,60 @@ def make_tiny_quantized():
         prompts = [tokenizer.encode(text).ids for text in PROMPTS]
         f32 = directory / "f32.gguf"
         write_tiny_gguf(model, tokenizer, f32)
-        for name, file_type in [("q4_k_m", 15), ("q6_k", 18)]:
+        for name, file_type in [("q4_k_m", 15), ("q6_k", 18), ("code_books", 25)]:
             path, widened = FIXTURES / f"tiny-llama-256-{name}.gguf", directory / f"{name}-f32.gguf"
-            quantize(f32, path, file_type)
+            if name == "code_books":
+                write_tiny_gguf(model, tokenizer, path, file_type, with_code_books(f32, directory))
+            else:
+                quantize(f32, path, file_type)
             quantize(path, widened, 0)
             tensors, rounding = quantized_reference(LlamaCpp(path), LlamaCpp(widened), prompts, tokens)
             write(f"tiny-llama-256-{name}.llama-cpp", tensors, made_by="llama.cpp", rounding_divergence=rounding)
+
+
+def with_code_books(f32, directory):
+    """Matrices of three types in one file: the table in IQ4_NL, attention in MXFP4, which llama.cpp gives only to experts, and the
+    feed-forward block in IQ4_XS."""
+    stored = {}
+    for part, file_type in [("token_embd", 25), ("ffn_", 30)]:
+        path = directory / f"{part}.gguf"
+        quantize(f32, path, file_type, pure=True)
+        tensors = [tensor for tensor in gguf.GGUFReader(str(path)).tensors if part in tensor.name]
+        stored |= {tensor.name: (np.array(tensor.data), tensor.tensor_type) for tensor in tensors}
+    for tensor in gguf.GGUFReader(str(f32)).tensors:
+        if ".attn_" in tensor.name and len(tensor.shape) == 2:
+            stored[tensor.name] = (gguf.quants.quantize(tensor.data, Type.MXFP4), Type.MXFP4)
+    # Norms have one type in every file.
+    return {name: (data, kind) for name, (data, kind) in stored.items() if kind != Type.F32}
+
+
+# Where blocks have numbers in f16, which random bytes would make infinite.
+HALVES = {
+    "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
+    "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0], "MXFP4": [],
+}  # fmt: skip
+NUM_BLOCK_VALUES = 512
+# 2^104: mistralrs-quant takes larger exponents of MXFP4 for this one.
+MAX_EXPONENT = 232
+
+
+def make_blocks():
+    """Random blocks of each type, and what gguf dequantizes them to."""
+    BLOCK_FIXTURES.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(1)
+    for name, places in HALVES.items():
+        kind = Type[name]
+        block_len, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        blocks = random.integers(0, 256, (NUM_BLOCK_VALUES // block_len, block_bytes), dtype=np.uint8)
+        for place in places:
+            halves = random.uniform(-2, 2, (len(blocks), 1)).astype(np.float16)
+            blocks[:, place : place + 2] = halves.view(np.uint8)
+        if name == "MXFP4":
+            blocks[:, 0] = np.linspace(0, MAX_EXPONENT, len(blocks)).astype(np.uint8)
+        values = gguf.quants.dequantize(blocks, kind).astype("<f4")
+        path = BLOCK_FIXTURES / f"{name}.bin"
+        path.write_bytes(blocks.tobytes() + values.tobytes())
+        print(f"  {path.relative_to(ROOT)}: {path.stat().st_size} bytes")
 
 
 def smollm2_in_transformers(path):
@@ -456,9 +506,11 @@ def make_smollm2(source):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=pathlib.Path, default=ROOT / "models")
-    parser.add_argument("--only", choices=["tiny", "tiny-quantized", "embeddings", "smollm2"])
+    parser.add_argument("--only", choices=["blocks", "tiny", "tiny-quantized", "embeddings", "smollm2"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.only in (None, "blocks"):
+        make_blocks()
     if arguments.only in (None, "tiny"):
         make_tiny()
     if arguments.only in (None, "tiny-quantized"):

@@ -6,7 +6,6 @@
 use std::hint::black_box;
 use std::path::Path;
 
-use candle_core::quantized::GgmlDType;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mistralrs_core::LoadError;
 use mistralrs_core::layers::{HeadCounts, RotaryConfig, RotaryPairing, RotaryScaling};
@@ -15,6 +14,7 @@ use mistralrs_core::loader::weights::{Naming, StoredTensor, WeightFiles, Weights
 use mistralrs_core::models::config::Presence;
 use mistralrs_core::models::{CausalLm, DecoderConfig, StepBatch, llama};
 use mistralrs_paged_attn::{KvCache, KvDType, KvLayout, RaggedBatch};
+use mistralrs_quant::{BlockFormat, FloatFormat, WeightFormat};
 
 const BLOCK_SIZE: usize = 32;
 /// Blocks of each sequence: 512 tokens.
@@ -45,7 +45,7 @@ fn smollm2() -> DecoderConfig {
 
 /// Every tensor the model asks for, of one type; its values are arbitrary but small.
 struct MadeUpWeights {
-    dtype: GgmlDType,
+    dtype: WeightFormat,
     config: DecoderConfig,
     /// As long as the largest tensor.
     bytes: Vec<u8>,
@@ -53,7 +53,7 @@ struct MadeUpWeights {
 }
 
 impl MadeUpWeights {
-    fn new(dtype: GgmlDType, config: DecoderConfig) -> Self {
+    fn new(dtype: WeightFormat, config: DecoderConfig) -> Self {
         let DecoderConfig { hidden_size: hidden, intermediate_size: inner, vocab_size, .. } = config;
         let HeadCounts { num_heads, num_kv_heads, head_size } = config.heads;
         let (query, kv) = (num_heads * head_size, num_kv_heads * head_size);
@@ -89,8 +89,8 @@ impl WeightFiles for MadeUpWeights {
 
     fn find(&self, name: &str) -> Result<Option<StoredTensor<'_>>, LoadError> {
         let Some((_, shape)) = self.shapes.iter().find(|(part, _)| name.contains(part)) else { return Ok(None) };
-        let dtype = if shape.len() == 1 { GgmlDType::F32 } else { self.dtype };
-        let num_bytes = shape.iter().product::<usize>() / dtype.block_size() * dtype.type_size();
+        let dtype = if shape.len() == 1 { FloatFormat::F32.into() } else { self.dtype };
+        let num_bytes = shape.iter().product::<usize>() / dtype.block_len() * dtype.block_bytes();
         Ok(Some(StoredTensor { dtype, shape, data: &self.bytes[..num_bytes] }))
     }
 
@@ -120,7 +120,7 @@ fn batch(num_sequences: usize, num_computed: usize, num_tokens: usize) -> StepBa
 fn bench_forward(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("forward");
     group.sample_size(10);
-    for dtype in [GgmlDType::Q4_1, GgmlDType::Q8_0, GgmlDType::F16] {
+    for dtype in [BlockFormat::Q4_1.into(), BlockFormat::Q8_0.into(), FloatFormat::F16.into()] {
         let mut model = MadeUpWeights::new(dtype, smollm2()).model();
         let shape = model.shape();
         let layout = KvLayout {
@@ -139,7 +139,7 @@ fn bench_forward(criterion: &mut Criterion) {
             ("decode 8", batch(8, DECODE_CONTEXT, 1)),
         ] {
             group.throughput(Throughput::Elements(batch.token_ids.len() as u64));
-            group.bench_function(BenchmarkId::new(format!("{dtype:?}"), name), |bencher| {
+            group.bench_function(BenchmarkId::new(dtype.name(), name), |bencher| {
                 let mut forward = || black_box(model.forward(&batch, &mut kv).expect("the batch fits the cache"));
                 bencher.iter_batched(|| (), |()| forward(), BatchSize::PerIteration);
             });

@@ -2,8 +2,11 @@
 //!
 //! A file stores a row as *blocks* of 32 or 256 inputs. Every type here says the same of an input: its *code* q of a
 //! few bits means `scale · (q - zero) + minimum`, where scale and minimum belong to 32 or 16 inputs, a *span*. In a block
-//! of 256 they are small integers (*step counts*) times the block's own f16 pair.
+//! of 256 they are small integers (*step counts*) times the block's own f16 pair. Where steps between values are uneven the
+//! code is a place in a *code book*, and the value there stands for `q - zero`.
 //! Source of the blocks: ggml's `ggml-common.h`, their meaning: `dequantize_row_*` in `ggml-quants.c`.
+
+use half::f16;
 
 /// Block types that tiles can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,33 @@ pub enum BlockFormat {
     Q5K,
     /// 256 values; of each 16: `d · s · (q - 32)`, q of 6 bits, s of 8 with sign.
     Q6K,
+    /// 32 values `d · v`, v in [`NON_LINEAR`] at a code of 4 bits.
+    Iq4Nl,
+    /// 256 values; of each 32: `d · s · v`, v as in IQ4_NL, s of 6 bits with sign.
+    Iq4Xs,
+    /// 32 values `2^e · v`, v a float of 4 bits: see [`E2M1`].
+    Mxfp4,
+}
+
+/// Values of IQ4_NL and IQ4_XS by code: denser around zero, as weights are.
+const NON_LINEAR: [u8; 16] = code_book([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]);
+
+/// Values of MXFP4 by code, doubled to be whole: a sign, two bits of exponent, one of mantissa.
+/// Source: Open Compute Project, Microscaling Formats (MX) 1.0, 5.3.3.
+const E2M1: [u8; 16] = code_book([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]);
+
+/// The largest exponent of MXFP4 that sums can be multiplied by, 2^104 at zero being 128; larger ones count as this.
+const MAX_EXPONENT: u8 = 232;
+
+/// `values` as tiles' codes are: with their zero at 128.
+const fn code_book(values: [i8; 16]) -> [u8; 16] {
+    let mut codes = [0; 16];
+    let mut place = 0;
+    while place < codes.len() {
+        codes[place] = values[place].cast_unsigned() ^ 0x80;
+        place += 1;
+    }
+    codes
 }
 
 /// Inputs whose codes lie together in a tile and that share an activation scale.
@@ -43,7 +73,7 @@ pub(crate) const MAX_SPANS: usize = 16;
 pub(crate) struct Block {
     /// By input; the code fills the high bits of its byte and zero is 128, so that all types subtract the same.
     pub(crate) codes: [u8; MAX_BLOCK_LEN],
-    /// f16 bits of the scale, or of its step.
+    /// f16 bits of the scale, or of its step; an exponent, where that is all there is. See [`BlockFormat::scale`].
     pub(crate) scale: u16,
     /// f16 bits of what is added, or of its step; zero where a type has none.
     pub(crate) minimum: u16,
@@ -55,7 +85,7 @@ pub(crate) struct Block {
 
 impl BlockFormat {
     /// All of them; a kernel's format is an index into this.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Q4_0,
         Self::Q4_1,
         Self::Q5_0,
@@ -66,7 +96,29 @@ impl BlockFormat {
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::Iq4Nl,
+        Self::Iq4Xs,
+        Self::Mxfp4,
     ];
+
+    /// As ggml calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
+            Self::Iq4Nl => "IQ4_NL",
+            Self::Iq4Xs => "IQ4_XS",
+            Self::Mxfp4 => "MXFP4",
+        }
+    }
 
     /// Values of a file's block.
     pub const fn block_len(self) -> usize {
@@ -76,13 +128,15 @@ impl BlockFormat {
     /// Bytes of a file's block.
     pub const fn block_bytes(self) -> usize {
         match self {
-            Self::Q4_0 => 18,
+            Self::Mxfp4 => 17,
+            Self::Q4_0 | Self::Iq4Nl => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
             Self::Q8_0 => 34,
             Self::Q2K => 84,
             Self::Q3K => 110,
+            Self::Iq4Xs => 136,
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
@@ -94,7 +148,7 @@ impl BlockFormat {
         match self {
             Self::Q2K => 2,
             Self::Q3K => 3,
-            Self::Q4_0 | Self::Q4_1 | Self::Q4K => 4,
+            Self::Q4_0 | Self::Q4_1 | Self::Q4K | Self::Iq4Nl | Self::Iq4Xs | Self::Mxfp4 => 4,
             Self::Q5_0 | Self::Q5_1 | Self::Q5K => 5,
             Self::Q6K => 6,
             Self::Q8_0 => 8,
@@ -103,7 +157,7 @@ impl BlockFormat {
 
     /// Whether scales are multiples of a step that 256 inputs share.
     pub(crate) const fn has_steps(self) -> bool {
-        matches!(self, Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K)
+        matches!(self, Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs)
     }
 
     /// Whether something is added to what codes mean.
@@ -116,6 +170,40 @@ impl BlockFormat {
         if matches!(self, Self::Q2K | Self::Q3K | Self::Q6K) { 2 } else { 1 }
     }
 
+    /// What codes are places in; its values have their zero at 128.
+    pub(crate) const fn code_book(self) -> Option<&'static [u8; 16]> {
+        match self {
+            Self::Iq4Nl | Self::Iq4Xs => Some(&NON_LINEAR),
+            Self::Mxfp4 => Some(&E2M1),
+            _ => None,
+        }
+    }
+
+    /// Whether a scale is an exponent in one byte (E8M0) and not an f16.
+    pub(crate) const fn has_exponents(self) -> bool {
+        matches!(self, Self::Mxfp4)
+    }
+
+    /// Bytes of a scale.
+    pub(crate) const fn scale_bytes(self) -> usize {
+        if self.has_exponents() { 1 } else { 2 }
+    }
+
+    /// What [`Block::scale`] means.
+    pub(crate) fn scale(self, bits: u16) -> f32 {
+        if self.has_exponents() { exponent_scale(bits) } else { f16::from_bits(bits).to_f32() }
+    }
+
+    /// What one of [`Block::codes`] means before scale and minimum.
+    pub(crate) fn value(self, code: u8) -> f32 {
+        let shift = 8 - self.bits();
+        let zero = if self.has_minima() { 0 } else { 128 >> shift };
+        f32::from(match self.code_book() {
+            Some(book) => i16::from(book[usize::from(code >> shift)]) - 128,
+            None => i16::from(code >> shift) - zero,
+        })
+    }
+
     /// Reads a file's block.
     pub(crate) fn read_block(self, bytes: &[u8]) -> Block {
         let mut block = Block {
@@ -126,7 +214,9 @@ impl BlockFormat {
             minimum_steps: [0; MAX_SPANS],
         };
         match self {
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => self.read_nibbles(bytes, &mut block),
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Iq4Nl | Self::Mxfp4 => {
+                self.read_nibbles(bytes, &mut block);
+            }
             Self::Q8_0 => {
                 let [scale, codes] = split(bytes, [2, 32]);
                 block.scale = half_bits(scale);
@@ -136,6 +226,7 @@ impl BlockFormat {
             Self::Q3K => read_q3k(bytes, &mut block),
             Self::Q4K | Self::Q5K => self.read_q4k_or_q5k(bytes, &mut block),
             Self::Q6K => read_q6k(bytes, &mut block),
+            Self::Iq4Xs => read_iq4_xs(bytes, &mut block),
         }
         block
     }
@@ -144,8 +235,9 @@ impl BlockFormat {
     fn read_nibbles(self, bytes: &[u8], block: &mut Block) {
         let num_minimum_bytes = if self.has_minima() { 2 } else { 0 };
         let num_fifth_bytes = if self.bits() == 5 { 4 } else { 0 };
-        let [scale, minimum, fifths, nibbles] = split(bytes, [2, num_minimum_bytes, num_fifth_bytes, 16]);
-        block.scale = half_bits(scale);
+        let parts = [self.scale_bytes(), num_minimum_bytes, num_fifth_bytes, 16];
+        let [scale, minimum, fifths, nibbles] = split(bytes, parts);
+        block.scale = if self.has_exponents() { scale[0].min(MAX_EXPONENT).into() } else { half_bits(scale) };
         if self.has_minima() {
             block.minimum = half_bits(minimum);
         }
@@ -220,6 +312,19 @@ fn read_q6k(bytes: &[u8], block: &mut Block) {
     fill(&mut block.codes, |input| nibble(input) << 2 | two_bits(pairs, input) << 6, MAX_BLOCK_LEN);
 }
 
+fn read_iq4_xs(bytes: &[u8], block: &mut Block) {
+    let [scale, high_steps, low_steps, nibbles] = split(bytes, [2, 2, 4, 128]);
+    block.scale = half_bits(scale);
+    for span in 0..8 {
+        let low = low_steps[span / 2] >> (span % 2 * 4) & 15;
+        let high = high_steps[span / 4] >> (span % 4 * 2) & 3;
+        block.scale_steps[span] = (low | high << 4).cast_signed() - 32;
+    }
+    // Of each 32 inputs the first 16 are low nibbles.
+    let nibble = |input: usize| nibbles[input / 32 * 16 + input % 16] >> (input / 16 % 2 * 4) & 15;
+    fill(&mut block.codes, |input| nibble(input) << 4, MAX_BLOCK_LEN);
+}
+
 /// Pairs of bits as all k-quants keep them: of each 128 inputs, every 32 in the same bits of 32 bytes.
 fn two_bits(pairs: &[u8], input: usize) -> u8 {
     pairs[input / 128 * 32 + input % 32] >> (input / 32 % 4 * 2) & 3
@@ -244,6 +349,14 @@ fn split<const N: usize>(bytes: &[u8], lens: [usize; N]) -> [&[u8]; N] {
 fn half_bits(bytes: &[u8]) -> u16 {
     u16::from_le_bytes([bytes[0], bytes[1]])
 }
+
+/// Half a power of two, as the values it scales are doubled. The smallest exponent is a subnormal number.
+fn exponent_scale(exponent: u16) -> f32 {
+    0.5 * f32::from_bits((u32::from(exponent) << 23).max(SMALLEST_POWER))
+}
+
+/// f32 bits of 2^-127, what an exponent of zero means.
+pub(crate) const SMALLEST_POWER: u32 = 1 << 22;
 
 /// k-quants subtract their minima; tiles add them.
 fn negated(half_bits: u16) -> u16 {

@@ -18,6 +18,7 @@ pub mod source;
 mod storage;
 pub mod threads;
 mod tile;
+pub mod weight_format;
 
 pub use activations::{Precision, QuantizedRows, RowShape, SpanSet};
 pub use floats::{FloatFormat, FloatMatrix};
@@ -25,6 +26,7 @@ pub use format::BlockFormat;
 pub use matrix::{BlockMatrix, Columns, NotRows};
 pub use source::Source;
 pub use threads::{CallingThread, Threads};
+pub use weight_format::WeightFormat;
 
 #[cfg(test)]
 mod tests;

@@ -29,7 +29,7 @@ pub struct BlockMatrix {
 pub struct NotRows {
     pub(crate) num_bytes: usize,
     pub(crate) num_inputs: usize,
-    pub(crate) format: String,
+    pub(crate) format: &'static str,
 }
 
 /// Columns of a row-major `[T, columns]` matrix that a product fills.
@@ -147,7 +147,7 @@ impl BlockMatrix {
         let is_whole = |part: &&[u8]| row_bytes > 0 && part.len().is_multiple_of(row_bytes);
         if !num_inputs.is_multiple_of(format.block_len()) || !parts.iter().all(is_whole) {
             let num_bytes = parts.iter().map(|part| part.len()).sum();
-            return Err(NotRows { num_bytes, num_inputs, format: format!("{format:?}") });
+            return Err(NotRows { num_bytes, num_inputs, format: format.name() });
         }
         let rows: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks_exact(row_bytes)).collect();
         let group_bytes = format.group_layout().num_bytes;

@@ -6,16 +6,14 @@ use crate::format::{BLOCK, BlockFormat};
 
 /// A row of blocks as ggml dequantizes it.
 pub fn dequantize(format: BlockFormat, row: &[u8]) -> Vec<f32> {
-    let shift = 8 - format.bits();
-    let zero = if format.has_minima() { 0 } else { 128 >> shift };
     let mut values = Vec::new();
     for bytes in row.chunks_exact(format.block_bytes()) {
         let block = format.read_block(bytes);
-        let (scale, minimum) = (f16::from_bits(block.scale).to_f32(), f16::from_bits(block.minimum).to_f32());
+        let (scale, minimum) = (format.scale(block.scale), f16::from_bits(block.minimum).to_f32());
         for (input, code) in block.codes[..format.block_len()].iter().enumerate() {
             let span = input / (BLOCK / format.spans());
             let steps = |steps: i8| if format.has_steps() { f32::from(steps) } else { 1.0 };
-            let value = f32::from(i16::from(code >> shift) - zero);
+            let value = format.value(*code);
             let minimum = minimum * steps(block.minimum_steps[span]);
             values.push(scale * steps(block.scale_steps[span]) * value + minimum);
         }

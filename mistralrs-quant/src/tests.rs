@@ -30,15 +30,25 @@ impl Threads for Scoped {
     }
 }
 
-/// Where blocks have their f16 numbers.
-fn places_of_halves(format: BlockFormat) -> &'static [usize] {
+/// Where blocks have their scales and minima: an exponent, or f16 numbers.
+fn places_of_scales(format: BlockFormat) -> &'static [usize] {
     match format {
-        BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 => &[0],
+        BlockFormat::Mxfp4
+        | BlockFormat::Q4_0
+        | BlockFormat::Q5_0
+        | BlockFormat::Q8_0
+        | BlockFormat::Iq4Nl
+        | BlockFormat::Iq4Xs => &[0],
         BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
         BlockFormat::Q2K => &[80, 82],
         BlockFormat::Q3K => &[108],
         BlockFormat::Q6K => &[208],
     }
+}
+
+/// The bytes of `half` as a scale of the format.
+fn scale_bytes(format: BlockFormat, half: f16) -> Vec<u8> {
+    if format == BlockFormat::Mxfp4 { vec![(half.to_f32().to_bits() >> 23) as u8] } else { half.to_le_bytes().to_vec() }
 }
 
 /// Blocks of any codes and steps, with scales made by `half`.
@@ -51,8 +61,9 @@ fn random_rows(
     let num_blocks = num_outputs * num_inputs / format.block_len();
     let mut bytes: Vec<u8> = (0..num_blocks * format.block_bytes()).map(|_| rng.random()).collect();
     for block in bytes.chunks_exact_mut(format.block_bytes()) {
-        for place in places_of_halves(format) {
-            block[*place..place + 2].copy_from_slice(&half(rng).to_le_bytes());
+        for place in places_of_scales(format) {
+            let scale = scale_bytes(format, half(rng));
+            block[*place..place + scale.len()].copy_from_slice(&scale);
         }
     }
     bytes
@@ -174,20 +185,44 @@ fn the_largest_codes_and_the_smallest_scales_are_exact_sums_too() {
             for byte in [0, 0x7f, 0x80, 0xff] {
                 let mut weights = random_rows(format, (17, num_inputs), &mut rng, |_| half);
                 for block in weights.chunks_exact_mut(format.block_bytes()) {
-                    let scales = places_of_halves(format);
-                    block.iter_mut().enumerate().for_each(|(index, to)| {
-                        *to = if scales.contains(&index) || scales.contains(&(index.wrapping_sub(1))) {
-                            *to
-                        } else {
-                            byte
-                        };
-                    });
+                    let scale_len = scale_bytes(format, half).len();
+                    let is_scale =
+                        |index| places_of_scales(format).iter().any(|at| (*at..at + scale_len).contains(&index));
+                    block.iter_mut().enumerate().filter(|(index, _)| !is_scale(*index)).for_each(|(_, to)| *to = byte);
                 }
                 for value in [0.0, 1.0, -1.0, 1e25, -1e-29, f32::from_bits(1)] {
                     check_product(format, num_inputs, &weights, &vec![value; num_inputs]);
                 }
             }
         }
+    }
+}
+
+/// What gguf-py makes of random blocks: `scripts/make_fixtures.py` wrote the blocks, then their values.
+#[test]
+fn rows_mean_what_gguf_py_dequantizes() {
+    for format in BlockFormat::ALL {
+        let path = format!("{}/tests/fixtures/{}.bin", env!("CARGO_MANIFEST_DIR"), format.name());
+        let file = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let num_inputs = file.len() / (format.block_bytes() + 4 * format.block_len()) * format.block_len();
+        let (weights, expected) = file.split_at(file.len() - 4 * num_inputs);
+        let mut row = vec![f32::NAN; num_inputs];
+        BlockMatrix::pack(format, num_inputs, &[weights], &CallingThread).unwrap().copy_row(0, &mut row);
+        assert_eq!(row, FloatFormat::F32.widen(expected), "{format:?}");
+    }
+}
+
+#[test]
+fn every_exponent_of_mxfp4_is_a_power_of_two_up_to_what_products_can_carry() {
+    for exponent in 0..=u8::MAX {
+        // One output of ones (a code of 2), one of the largest value.
+        let weights = [[exponent, 0x22], [exponent, 0x77]]
+            .map(|[exponent, codes]| [[exponent; 1].as_slice(), &[codes; 16]].concat());
+        let weights = weights.concat();
+        let power = 2f64.powi(i32::from(exponent.min(232)) - 127);
+        let rows = [1.0, 6.0].map(|value| (value * power) as f32);
+        assert_eq!(reference::dequantize(BlockFormat::Mxfp4, &weights), rows.map(|value| [value; 32]).concat());
+        check_product(BlockFormat::Mxfp4, 32, &weights, &[0.5; 32]);
     }
 }
 
@@ -357,8 +392,8 @@ fn bytes_that_are_not_whole_rows_are_refused() {
     };
     assert_eq!(error(BlockFormat::Q4_0, 48, 27), "27 bytes are not whole rows of 48 inputs in Q4_0");
     assert_eq!(error(BlockFormat::Q8_0, 32, 33), "33 bytes are not whole rows of 32 inputs in Q8_0");
-    assert_eq!(error(BlockFormat::Q6K, 32, 210), "210 bytes are not whole rows of 32 inputs in Q6K");
-    assert_eq!(error(BlockFormat::Q4K, 0, 0), "0 bytes are not whole rows of 0 inputs in Q4K");
+    assert_eq!(error(BlockFormat::Q6K, 32, 210), "210 bytes are not whole rows of 32 inputs in Q6_K");
+    assert_eq!(error(BlockFormat::Q4K, 0, 0), "0 bytes are not whole rows of 0 inputs in Q4_K");
 }
 
 proptest! {
@@ -370,8 +405,8 @@ proptest! {
         num_outputs in 1usize..80,
         num_blocks in 1usize..5,
         num_rows in 1usize..30,
-        // Sums of more would overflow.
-        magnitude in -35i32..34,
+        // 10^31 times the largest weights and a thousand inputs is what f32 can hold.
+        magnitude in -35i32..31,
         seed: u64,
     ) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -1,7 +1,7 @@
 //! How quantized weights lie in memory.
 //!
 //! A tile holds 16 outputs. For each *group* of inputs (a file's block) it stores what the 16 rows have there: scales
-//! (f16), minima (f16), step counts, then the codes of 32 inputs at a time. Kernels multiply *quads*: four inputs of 16
+//! (f16 or exponents), minima (f16), step counts, then the codes of 32 inputs at a time. Kernels multiply *quads*: four inputs of 16
 //! outputs are 64 bytes, one register, output by output. Codes of fewer than 8 bits are cut up, and each piece lies in
 //! the *plane* of its width, eight quads to a block:
 //!
@@ -27,9 +27,6 @@ pub(crate) const QUAD: usize = 4;
 pub(crate) const QUADS: usize = BLOCK / QUAD;
 /// A quad of codes of a tile.
 pub(crate) const PLANE_BYTES: usize = TILE * QUAD;
-/// f16 by output.
-const HALVES_BYTES: usize = 2 * TILE;
-
 /// Where a group's parts begin. A part that a format lacks begins where the next one does.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GroupLayout {
@@ -54,13 +51,14 @@ pub(crate) struct BlockLayout {
 impl BlockFormat {
     pub(crate) const fn group_layout(self) -> GroupLayout {
         let num_blocks = self.block_len() / BLOCK;
-        let scale_steps = HALVES_BYTES * (1 + self.has_minima() as usize);
+        let minima = TILE * self.scale_bytes();
+        let scale_steps = minima + if self.has_minima() { 2 * TILE } else { 0 };
         let num_step_bytes = if self.has_steps() { self.spans() * num_blocks * TILE } else { 0 };
         let minimum_steps = scale_steps + num_step_bytes;
         let has_minimum_bytes = self.has_minima() && !self.has_shared_steps();
         let codes = minimum_steps + if has_minimum_bytes { num_step_bytes } else { 0 };
         let num_bytes = codes + num_blocks * self.block_layout().num_bytes;
-        GroupLayout { minima: HALVES_BYTES, scale_steps, minimum_steps, codes, num_bytes, num_blocks }
+        GroupLayout { minima, scale_steps, minimum_steps, codes, num_bytes, num_blocks }
     }
 
     pub(crate) const fn block_layout(self) -> BlockLayout {
@@ -78,7 +76,8 @@ impl BlockFormat {
     /// Lays a row's block into `group`, which is zeroed, as output `lane`.
     pub(crate) fn pack_block(self, block: &Block, lane: usize, group: &mut [u8]) {
         let layout = self.group_layout();
-        group[2 * lane..][..2].copy_from_slice(&block.scale.to_le_bytes());
+        let scale_bytes = self.scale_bytes();
+        group[scale_bytes * lane..][..scale_bytes].copy_from_slice(&block.scale.to_le_bytes()[..scale_bytes]);
         if self.has_minima() {
             group[layout.minima + 2 * lane..][..2].copy_from_slice(&block.minimum.to_le_bytes());
         }
@@ -106,16 +105,14 @@ impl BlockFormat {
     /// Output `lane` of `group`, dequantized as ggml does.
     pub(crate) fn unpack_lane(self, group: &[u8], lane: usize, out: &mut [f32]) {
         let layout = self.group_layout();
-        let half_at = |at: usize| f16::from_le_bytes([group[at + 2 * lane], group[at + 2 * lane + 1]]).to_f32();
-        let scale = half_at(0);
-        let minimum = if self.has_minima() { half_at(layout.minima) } else { 0.0 };
+        let half_at = |at: usize| u16::from_le_bytes([group[at + 2 * lane], group[at + 2 * lane + 1]]);
+        let scale = self.scale(if self.has_exponents() { group[lane].into() } else { half_at(0) });
+        let minimum = if self.has_minima() { f16::from_bits(half_at(layout.minima)).to_f32() } else { 0.0 };
         let block_bytes = self.block_layout().num_bytes;
-        let shift = 8 - self.bits();
-        let zero = if self.has_minima() { 0 } else { 128 >> shift };
         for (input, out) in out.iter_mut().enumerate() {
             let planes = &group[layout.codes + input / BLOCK * block_bytes..][..block_bytes];
             let code = self.block_layout().read_code(planes, input % BLOCK / QUAD, lane * QUAD + input % QUAD);
-            let value = f32::from(i16::from(code >> shift) - zero);
+            let value = self.value(code);
             let span = input / (BLOCK / self.spans());
             *out = if self.has_steps() {
                 let (scale_steps, minimum_steps) = self.steps(group, span * TILE + lane);

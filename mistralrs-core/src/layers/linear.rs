@@ -3,10 +3,9 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
 use candle_core::{CpuStorage, Error, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
 use mistralrs_quant::{
-    BlockFormat, BlockMatrix, Columns, FloatFormat, FloatMatrix, Precision, QuantizedRows, RowShape, Source, SpanSet,
+    BlockMatrix, Columns, FloatMatrix, Precision, QuantizedRows, RowShape, Source, SpanSet, WeightFormat,
 };
 
 use super::norm::RmsNorm;
@@ -21,56 +20,19 @@ pub enum WeightMatrix {
     Blocks(BlockMatrix),
 }
 
-/// How a type of GGUF's is multiplied.
-enum WeightFormat {
-    Floats(FloatFormat),
-    Blocks(BlockFormat),
-}
-
-impl WeightFormat {
-    fn from_ggml(dtype: GgmlDType) -> Option<Self> {
-        Some(match dtype {
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => Self::Floats(float_format(dtype)?),
-            GgmlDType::Q4_0 => Self::Blocks(BlockFormat::Q4_0),
-            GgmlDType::Q4_1 => Self::Blocks(BlockFormat::Q4_1),
-            GgmlDType::Q5_0 => Self::Blocks(BlockFormat::Q5_0),
-            GgmlDType::Q5_1 => Self::Blocks(BlockFormat::Q5_1),
-            GgmlDType::Q8_0 => Self::Blocks(BlockFormat::Q8_0),
-            GgmlDType::Q2K => Self::Blocks(BlockFormat::Q2K),
-            GgmlDType::Q3K => Self::Blocks(BlockFormat::Q3K),
-            GgmlDType::Q4K => Self::Blocks(BlockFormat::Q4K),
-            GgmlDType::Q5K => Self::Blocks(BlockFormat::Q5K),
-            GgmlDType::Q6K => Self::Blocks(BlockFormat::Q6K),
-            // Made of activations on the way, never written to files.
-            GgmlDType::Q8_1 | GgmlDType::Q8K => return None,
-        })
-    }
-}
-
-/// The float type that `dtype` is, if it is one.
-pub fn float_format(dtype: GgmlDType) -> Option<FloatFormat> {
-    match dtype {
-        GgmlDType::F32 => Some(FloatFormat::F32),
-        GgmlDType::F16 => Some(FloatFormat::F16),
-        GgmlDType::BF16 => Some(FloatFormat::Bf16),
-        _ => None,
-    }
-}
-
 impl WeightMatrix {
     /// `parts`: slices of whole rows of K elements as a file stores `dtype`, N rows in all.
     ///
     /// # Errors
-    /// They are not rows of `num_inputs` elements, or weights are not kept in this type.
-    pub fn from_parts(dtype: GgmlDType, num_inputs: usize, parts: &[&[u8]]) -> Result<Self> {
-        match WeightFormat::from_ggml(dtype) {
-            Some(WeightFormat::Floats(format)) => {
-                Ok(Self::Floats(FloatMatrix::pack(format, num_inputs, parts, &Pool).map_err(Error::wrap)?))
+    /// They are not rows of `num_inputs` elements.
+    pub fn from_parts(dtype: WeightFormat, num_inputs: usize, parts: &[&[u8]]) -> Result<Self> {
+        match dtype {
+            WeightFormat::Floats(format) => {
+                FloatMatrix::pack(format, num_inputs, parts, &Pool).map(Self::Floats).map_err(Error::wrap)
             }
-            Some(WeightFormat::Blocks(format)) => {
-                Ok(Self::Blocks(BlockMatrix::pack(format, num_inputs, parts, &Pool).map_err(Error::wrap)?))
+            WeightFormat::Blocks(format) => {
+                BlockMatrix::pack(format, num_inputs, parts, &Pool).map(Self::Blocks).map_err(Error::wrap)
             }
-            None => candle_core::bail!("weights of type {dtype:?} cannot be multiplied"),
         }
     }
 
@@ -335,28 +297,34 @@ fn made_floats<'a>(source: Source<'_>, (num_rows, num_inputs): (usize, usize), f
 
 #[cfg(test)]
 mod tests {
-    use candle_core::quantized::QTensor;
+    use candle_core::quantized::{GgmlDType, QTensor};
     use candle_core::{DType, Device};
+    use mistralrs_quant::{BlockFormat, FloatFormat};
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
 
-    const DTYPES: [GgmlDType; 13] = [
-        GgmlDType::F32,
-        GgmlDType::F16,
-        GgmlDType::BF16,
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q8_0,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
+    /// What candle can make, under its name and ours.
+    const DTYPES: [(GgmlDType, WeightFormat); 13] = [
+        (GgmlDType::F32, WeightFormat::Floats(FloatFormat::F32)),
+        F16,
+        (GgmlDType::BF16, WeightFormat::Floats(FloatFormat::Bf16)),
+        Q4_0,
+        (GgmlDType::Q4_1, WeightFormat::Blocks(BlockFormat::Q4_1)),
+        (GgmlDType::Q5_0, WeightFormat::Blocks(BlockFormat::Q5_0)),
+        (GgmlDType::Q5_1, WeightFormat::Blocks(BlockFormat::Q5_1)),
+        (GgmlDType::Q8_0, WeightFormat::Blocks(BlockFormat::Q8_0)),
+        (GgmlDType::Q2K, WeightFormat::Blocks(BlockFormat::Q2K)),
+        (GgmlDType::Q3K, WeightFormat::Blocks(BlockFormat::Q3K)),
+        Q4K,
+        (GgmlDType::Q5K, WeightFormat::Blocks(BlockFormat::Q5K)),
+        Q6K,
     ];
+    const F16: (GgmlDType, WeightFormat) = (GgmlDType::F16, WeightFormat::Floats(FloatFormat::F16));
+    const Q4_0: (GgmlDType, WeightFormat) = (GgmlDType::Q4_0, WeightFormat::Blocks(BlockFormat::Q4_0));
+    const Q4K: (GgmlDType, WeightFormat) = (GgmlDType::Q4K, WeightFormat::Blocks(BlockFormat::Q4K));
+    const Q6K: (GgmlDType, WeightFormat) = (GgmlDType::Q6K, WeightFormat::Blocks(BlockFormat::Q6K));
 
     fn random(seed: u64, shape: (usize, usize)) -> Tensor {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -387,13 +355,13 @@ mod tests {
     }
 
     /// Random weights as candle quantizes them, and as layers hold them.
-    fn quantized(dtype: GgmlDType, seed: u64, shape: (usize, usize)) -> (QTensor, WeightMatrix) {
-        let stored = QTensor::quantize(&random(seed, shape), dtype).unwrap();
-        let matrix = WeightMatrix::from_parts(dtype, shape.1, &[&stored.data().unwrap()]).unwrap();
+    fn quantized(dtype: (GgmlDType, WeightFormat), seed: u64, shape: (usize, usize)) -> (QTensor, WeightMatrix) {
+        let stored = QTensor::quantize(&random(seed, shape), dtype.0).unwrap();
+        let matrix = WeightMatrix::from_parts(dtype.1, shape.1, &[&stored.data().unwrap()]).unwrap();
         (stored, matrix)
     }
 
-    fn linear(dtype: GgmlDType, seed: u64, shape: (usize, usize), bias: Option<Vec<f32>>) -> Linear {
+    fn linear(dtype: (GgmlDType, WeightFormat), seed: u64, shape: (usize, usize), bias: Option<Vec<f32>>) -> Linear {
         Linear::new(Arc::new(quantized(dtype, seed, shape).1), bias)
     }
 
@@ -417,7 +385,7 @@ mod tests {
             let found = product(&Linear::new(Arc::new(matrix), None), &input).unwrap();
             let norm = |tensor: &Tensor| tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
             let error = norm(&(&found - &expected).unwrap()) / norm(&expected);
-            let allowed = if float_format(dtype).is_some() { 1e-6 } else { 0.01 };
+            let allowed = if matches!(dtype.1, WeightFormat::Floats(_)) { 1e-6 } else { 0.01 };
             assert!(error < allowed, "{dtype:?}: {error} off");
         }
     }
@@ -440,9 +408,9 @@ mod tests {
     fn fused_projections_equal_the_parts() {
         let bias = (0..16).map(|index| index as f32).collect();
         let parts = vec![
-            linear(GgmlDType::Q4K, 1, (32, 256), None),
-            linear(GgmlDType::Q6K, 2, (16, 256), Some(bias)),
-            linear(GgmlDType::F16, 2, (7, 256), None),
+            linear(Q4K, 1, (32, 256), None),
+            linear(Q6K, 2, (16, 256), Some(bias)),
+            linear(F16, 2, (7, 256), None),
         ];
         let input = random(3, (5, 256));
         let apart: Vec<Tensor> = parts.iter().map(|part| product(part, &input).unwrap()).collect();
@@ -455,7 +423,7 @@ mod tests {
     #[test]
     fn what_is_fused_equals_its_parts() {
         let scratch = Scratch::default();
-        for dtype in [GgmlDType::F16, GgmlDType::Q4_1, GgmlDType::Q6K] {
+        for dtype in [F16, Q4_0, Q6K] {
             let bias: Vec<f32> = (0..20).map(|index| index as f32).collect();
             let weight = linear(dtype, 1, (20, 256), Some(bias.clone()));
             let norm = RmsNorm::new(random(2, (1, 256)).flatten_all().unwrap().to_vec1().unwrap(), 1e-5);
@@ -477,7 +445,7 @@ mod tests {
 
     #[test]
     fn a_gate_is_multiplied_on_the_way() {
-        let weight = linear(GgmlDType::F32, 1, (4, 32), None);
+        let weight = linear(F16, 1, (4, 32), None);
         let gate_up = random(2, (3, 64));
         let [gate, up] = [0, 32].map(|first| gate_up.narrow(1, first, 32).unwrap().contiguous().unwrap());
         let expected = product(&weight, &(gate.silu().unwrap() * up).unwrap()).unwrap();
@@ -494,7 +462,7 @@ mod tests {
 
     #[test]
     fn a_row_outside_the_table_is_an_error() {
-        for dtype in [GgmlDType::F16, GgmlDType::Q6K] {
+        for dtype in [F16, Q6K] {
             let (_, table) = quantized(dtype, 1, (4, 256));
             assert!(table_rows(&table, &[3]).is_ok());
             let error = table_rows(&table, &[0, 4]).unwrap_err().to_string();
@@ -504,10 +472,9 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_an_error() {
-        let error = WeightMatrix::from_parts(GgmlDType::Q8_1, 32, &[]).unwrap_err().to_string();
-        assert!(error.starts_with("weights of type Q8_1 cannot be multiplied"), "{error}");
-        let weight = linear(GgmlDType::Q4_0, 1, (4, 32), None);
-        let error = product(&weight, &random(1, (1, 64))).unwrap_err().to_string();
+        let error = WeightMatrix::from_parts(Q4_0.1, 32, &[&[0; 19]]).unwrap_err().to_string();
+        assert!(error.starts_with("19 bytes are not whole rows of 32 inputs in Q4_0"), "{error}");
+        let error = product(&linear(Q4_0, 1, (4, 32), None), &random(1, (1, 64))).unwrap_err().to_string();
         assert!(error.starts_with("an input of 64 columns does not fit"), "{error}");
     }
 }

@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
+use mistralrs_quant::{FloatFormat, WeightFormat};
 
 use crate::error::LoadError;
-use crate::layers::linear::float_format;
 use crate::layers::{FusedLinear, Linear, WeightMatrix};
 use crate::loader::progress::LoadProgress;
 use crate::models::config::Presence;
@@ -96,7 +95,7 @@ impl Naming {
 #[derive(Debug, Clone, Copy)]
 pub struct StoredTensor<'a> {
     /// Element or block type.
-    pub dtype: GgmlDType,
+    pub dtype: WeightFormat,
     /// Outermost first.
     pub shape: &'a [usize],
     /// Little-endian elements or blocks.
@@ -184,14 +183,14 @@ impl<'a> Weights<'a> {
         Ok(FusedLinear::new(linears))
     }
 
-    fn dtype(&self, part: Part) -> Result<GgmlDType, LoadError> {
+    fn dtype(&self, part: Part) -> Result<WeightFormat, LoadError> {
         Ok(self.existing(&self.files.naming().name(part.role, "weight"))?.dtype)
     }
 
     /// One matrix of the rows of all `parts`, which have one dtype.
     fn stacked(&mut self, parts: &[Part], num_inputs: usize) -> Result<Arc<WeightMatrix>, LoadError> {
         let names: Vec<String> = parts.iter().map(|part| self.files.naming().name(part.role, "weight")).collect();
-        let mut dtype = GgmlDType::F32;
+        let mut dtype = FloatFormat::F32.into();
         let mut slices = Vec::with_capacity(parts.len());
         for (part, name) in parts.iter().zip(&names) {
             let stored = self.existing(name)?;
@@ -228,9 +227,10 @@ impl<'a> Weights<'a> {
     fn values(&mut self, name: &str, size: usize) -> Result<Vec<f32>, LoadError> {
         let stored = self.existing(name)?;
         self.expect_shape(name, stored.shape, &[size])?;
-        let Some(values) = float_format(stored.dtype).map(|format| format.widen(stored.data)) else {
-            return Err(self.incomplete(format!("tensor `{name}` is {:?}, not a float type", stored.dtype)));
+        let WeightFormat::Floats(format) = stored.dtype else {
+            return Err(self.incomplete(format!("tensor `{name}` is {}, not a float type", stored.dtype)));
         };
+        let values = format.widen(stored.data);
         self.totals.num_bytes += size_of_val(values.as_slice()) as u64;
         self.took(name, size, stored.data.len());
         Ok(values)
@@ -270,7 +270,7 @@ mod tests {
     use crate::layers::{Epilogue, Prologue, Scratch};
 
     /// Tensors in memory under Hugging Face names; `data` is not looked at before shapes are right.
-    struct Fake(HashMap<String, (GgmlDType, Vec<usize>, Vec<u8>)>);
+    struct Fake(HashMap<String, (WeightFormat, Vec<usize>, Vec<u8>)>);
 
     impl WeightFiles for Fake {
         fn naming(&self) -> Naming {
@@ -288,8 +288,8 @@ mod tests {
         fn release(&self, _name: &str) {}
     }
 
-    fn floats(values: &[f32], shape: &[usize]) -> (GgmlDType, Vec<usize>, Vec<u8>) {
-        (GgmlDType::F32, shape.to_vec(), values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    fn floats(values: &[f32], shape: &[usize]) -> (WeightFormat, Vec<usize>, Vec<u8>) {
+        (FloatFormat::F32.into(), shape.to_vec(), values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
     fn fake() -> Fake {

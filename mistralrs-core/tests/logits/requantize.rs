@@ -5,9 +5,12 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Seek};
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use candle_core::quantized::gguf_file::{self, Content};
 use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use mistralrs_core::layers::WeightMatrix;
+use mistralrs_core::loader::gguf::GgufFile;
+use mistralrs_core::loader::weights::{StoredTensor, WeightFiles};
 
 use crate::runner::fixture;
 
@@ -39,6 +42,22 @@ pub fn requantize(source: &Path, target: &Path, dtype_of: impl Fn(&str) -> GgmlD
     }
     let metadata: Vec<_> = content.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
     let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    gguf_file::write(&mut BufWriter::new(File::create(target).unwrap()), &metadata, &tensors).unwrap();
+}
+
+/// Writes `source` to `target` with all tensors in F32, of whatever type that we read.
+pub fn widen(source: &Path, target: &Path) {
+    let file = GgufFile::open(source).unwrap();
+    let widened = |name| {
+        let StoredTensor { dtype, shape, data } = file.find(name).unwrap().unwrap();
+        let num_inputs = *shape.last().unwrap();
+        let matrix = WeightMatrix::from_parts(dtype, num_inputs, &[data]).unwrap();
+        let rows = matrix.rows(&(0..matrix.num_outputs() as u32).collect::<Vec<_>>()).unwrap();
+        (name, QTensor::quantize(&Tensor::reshape(&rows, shape).unwrap(), GgmlDType::F32).unwrap())
+    };
+    let tensors: Vec<_> = file.tensor_names().map(widened).collect();
+    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    let metadata: Vec<_> = file.metadata().iter().map(|(key, value)| (key.as_str(), value)).collect();
     gguf_file::write(&mut BufWriter::new(File::create(target).unwrap()), &metadata, &tensors).unwrap();
 }
 

@@ -1,10 +1,9 @@
 //! The tiny random checkpoints in `tests/fixtures`.
 
-use candle_core::quantized::GgmlDType;
 use mistralrs_core::loader::ModelDescription;
 
 use crate::reference::Reference;
-use crate::requantize::requantize;
+use crate::requantize::widen;
 use crate::runner::{Chunk, Runner, fixture, load};
 
 fn check(model: &str, reference: &str) {
@@ -31,12 +30,12 @@ fn the_same_weights_in_gguf_agree_with_llama_cpp_and_transformers() {
 }
 
 #[test]
-fn k_quants_are_rounded_no_further_than_by_llama_cpp() {
-    for name in ["tiny-llama-256-q4_k_m", "tiny-llama-256-q6_k"] {
+fn k_quants_and_code_books_are_rounded_no_further_than_by_llama_cpp() {
+    for name in ["tiny-llama-256-q4_k_m", "tiny-llama-256-q6_k", "tiny-llama-256-code_books"] {
         let path = fixture(&format!("{name}.gguf"));
         let directory = tempfile::tempdir().unwrap();
         let widened = directory.path().join("widened.gguf");
-        requantize(&path, &widened, |_| GgmlDType::F32);
+        widen(&path, &widened);
         let reference = Reference::read(&format!("{name}.llama-cpp"));
         reference.check_rounding(&mut Runner::new(&path), &mut Runner::new(&widened));
     }
@@ -45,7 +44,8 @@ fn k_quants_are_rounded_no_further_than_by_llama_cpp() {
 /// Steps that mix prefill chunks and decodes of three sequences give each the bits it has alone.
 #[test]
 fn a_sequence_has_the_same_logits_alone_and_in_any_batch() {
-    for model in ["tiny-llama", "tiny-llama-bf16", "tiny-llama-256-q4_k_m.gguf", "tiny-llama-256-q6_k.gguf"] {
+    let quantized = ["q4_k_m", "q6_k", "code_books"].map(|name| format!("tiny-llama-256-{name}.gguf"));
+    for model in ["tiny-llama", "tiny-llama-bf16"].into_iter().chain(quantized.iter().map(String::as_str)) {
         let path = fixture(model);
         let texts: [Vec<u32>; 3] = [(0..40).collect(), (5..12).collect(), (100..133).collect()];
         let alone = texts.each_ref().map(|text| Runner::new(&path).logits(text));

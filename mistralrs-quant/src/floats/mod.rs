@@ -50,7 +50,17 @@ impl FloatFormat {
         bytes.chunks_exact(self.element_bytes()).map(|element| self.widen_one(element)).collect()
     }
 
-    fn element_bytes(self) -> usize {
+    /// As ggml calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+        }
+    }
+
+    /// Bytes of an element.
+    pub const fn element_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
@@ -83,7 +93,7 @@ impl FloatMatrix {
         let is_whole = |part: &&[u8]| row_bytes > 0 && part.len().is_multiple_of(row_bytes);
         if !num_inputs.is_multiple_of(PAIR) || !parts.iter().all(is_whole) {
             let num_bytes = parts.iter().map(|part| part.len()).sum();
-            return Err(NotRows { num_bytes, num_inputs, format: format!("{format:?}") });
+            return Err(NotRows { num_bytes, num_inputs, format: format.name() });
         }
         let rows: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks_exact(row_bytes)).collect();
         let num_bytes = rows.len().div_ceil(TILE) * TILE * row_bytes;

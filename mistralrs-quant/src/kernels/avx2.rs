@@ -2,13 +2,13 @@
 
 use core::arch::x86_64::{
     __m128i, __m256, __m256i, _mm_and_si128, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_set1_epi8, _mm_srli_epi16,
-    _mm_srli_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_castps_si256,
-    _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_epu32,
-    _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi16, _mm256_packs_epi32, _mm256_permutevar8x32_epi32,
-    _mm256_sad_epu8, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
-    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_sll_epi16, _mm256_srl_epi16, _mm256_storeu_ps, _mm256_storeu_si256,
-    _mm256_sub_epi32, _mm256_xor_si256,
+    _mm_srli_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_broadcastsi128_si256,
+    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32,
+    _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_max_epu32, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi16, _mm256_packs_epi32,
+    _mm256_permutevar8x32_epi32, _mm256_sad_epu8, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sign_epi8, _mm256_sll_epi16,
+    _mm256_slli_epi32, _mm256_srl_epi16, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32, _mm256_xor_si256,
 };
 use std::marker::PhantomData;
 
@@ -19,7 +19,7 @@ use super::lanes::Lanes;
 use super::product::{self, RowPointers, Target, TileGroups};
 use super::weights::{self, ExpandedWeights, Weights};
 use crate::activations::{RowSlots, SUM_ORIGIN, scale_and_factor};
-use crate::format::BLOCK;
+use crate::format::{BLOCK, SMALLEST_POWER};
 
 /// [`RowSlots::fill`] with AVX2.
 ///
@@ -273,6 +273,20 @@ unsafe impl<D: ByteDot> Lanes for Lanes256<D> {
     }
 
     #[inline(always)]
+    unsafe fn load_exponents(at: *const u8) -> Self {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let bytes = _mm_loadu_si128(at.cast());
+            let smallest = _mm256_set1_epi32(SMALLEST_POWER.cast_signed());
+            let halves = [bytes, _mm_srli_si128::<8>(bytes)];
+            Self::of(halves.map(|half| {
+                let bits = _mm256_slli_epi32::<23>(_mm256_cvtepu8_epi32(half));
+                _mm256_castsi256_ps(_mm256_max_epu32(bits, smallest))
+            }))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_low_nibbles(at: *const u8) -> Self {
         // SAFETY: the trait's promise.
         unsafe { Self::widened(_mm_and_si128(_mm_loadu_si128(at.cast()), _mm_set1_epi8(15))) }
@@ -345,6 +359,15 @@ unsafe impl<D: ByteDot> Lanes for Lanes256<D> {
     unsafe fn or(one: Self::Bytes, other: Self::Bytes) -> Self::Bytes {
         // SAFETY: the trait's promise.
         unsafe { [_mm256_or_si256(one[0], other[0]), _mm256_or_si256(one[1], other[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(book: &[u8; 16], places: Self::Bytes) -> Self::Bytes {
+        // SAFETY: the trait's promise; a book is one register of 16 bytes.
+        unsafe {
+            let book = _mm256_broadcastsi128_si256(_mm_loadu_si128(book.as_ptr().cast()));
+            [_mm256_shuffle_epi8(book, places[0]), _mm256_shuffle_epi8(book, places[1])]
+        }
     }
 
     #[inline(always)]

@@ -2,11 +2,11 @@
 
 use core::arch::x86_64::{
     __m512, __m512i, _mm_loadu_si128, _mm_storeu_si128, _mm256_loadu_si256, _mm512_add_ps, _mm512_and_si512,
-    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps,
-    _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_max_epu32, _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_add_epi32, _mm512_reduce_max_epu32,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi16, _mm512_srli_epi16, _mm512_srli_epi32,
-    _mm512_storeu_ps, _mm512_storeu_si512,
+    _mm512_broadcast_i32x4, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8,
+    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_max_epu32, _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_add_epi32,
+    _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_shuffle_epi8,
+    _mm512_slli_epi16, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512,
 };
 
 use half::f16;
@@ -16,7 +16,7 @@ use super::lanes::Lanes;
 use super::product::{self, RowPointers, Target, TileGroups};
 use super::weights::{self, ExpandedWeights, Weights};
 use crate::activations::{RowSlots, SUM_ORIGIN, scale_and_factor};
-use crate::format::BLOCK;
+use crate::format::{BLOCK, SMALLEST_POWER};
 
 /// [`RowSlots::fill`] with AVX-512F.
 ///
@@ -111,6 +111,15 @@ unsafe impl Lanes for Avx512Lanes {
     }
 
     #[inline(always)]
+    unsafe fn load_exponents(at: *const u8) -> Self {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let bits = _mm512_slli_epi32::<23>(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())));
+            Self(_mm512_castsi512_ps(_mm512_max_epu32(bits, _mm512_set1_epi32(SMALLEST_POWER.cast_signed()))))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_low_nibbles(at: *const u8) -> Self {
         // SAFETY: the trait's promise.
         unsafe {
@@ -174,6 +183,15 @@ unsafe impl Lanes for Avx512Lanes {
     unsafe fn or(one: Self::Bytes, other: Self::Bytes) -> Self::Bytes {
         // SAFETY: the trait's promise.
         unsafe { _mm512_or_si512(one, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(book: &[u8; 16], places: Self::Bytes) -> Self::Bytes {
+        // SAFETY: the trait's promise; a book is one register of 16 bytes.
+        unsafe {
+            let book = _mm512_broadcast_i32x4(_mm_loadu_si128(book.as_ptr().cast()));
+            _mm512_shuffle_epi8(book, places)
+        }
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@ use half::f16;
 
 use super::product::{self, RowPointers, Target, TileGroups};
 use super::weights::{self, ExpandedWeights, Weights};
+use crate::format::SMALLEST_POWER;
 use crate::tile::{PLANE_BYTES, QUAD, TILE};
 
 /// 16 values of f32, one per output of a tile, and the integers that go with them.
@@ -38,6 +39,8 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn load_f16(at: *const f16) -> Self;
     /// 16 bytes with sign.
     unsafe fn load_i8(at: *const i8) -> Self;
+    /// Powers of two by 16 exponents, zero at 127, in a byte each.
+    unsafe fn load_exponents(at: *const u8) -> Self;
     /// The low halves of 16 bytes.
     unsafe fn load_low_nibbles(at: *const u8) -> Self;
     /// The high halves of 16 bytes.
@@ -59,6 +62,8 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn mask(bytes: Self::Bytes, mask: u8) -> Self::Bytes;
     /// Bits of both.
     unsafe fn or(one: Self::Bytes, other: Self::Bytes) -> Self::Bytes;
+    /// What `book` has at the places that bytes, under 16, name.
+    unsafe fn look_up(book: &[u8; 16], places: Self::Bytes) -> Self::Bytes;
     /// Pairs of bytes as u16, shifted left: bits cross from one byte into the next.
     unsafe fn shift_left<const BY: u32>(bytes: Self::Bytes) -> Self::Bytes;
     /// The same to the right.
@@ -130,6 +135,12 @@ unsafe impl Lanes for PlainLanes {
         Self(unsafe { at.cast::<[i8; TILE]>().read_unaligned() }.map(f32::from))
     }
 
+    unsafe fn load_exponents(at: *const u8) -> Self {
+        let power = |exponent: u8| f32::from_bits((u32::from(exponent) << 23).max(SMALLEST_POWER));
+        // SAFETY: the trait's promise.
+        Self(unsafe { at.cast::<[u8; TILE]>().read_unaligned() }.map(power))
+    }
+
     unsafe fn load_low_nibbles(at: *const u8) -> Self {
         // SAFETY: the trait's promise.
         Self(unsafe { at.cast::<[u8; TILE]>().read_unaligned() }.map(|byte| f32::from(byte & 15)))
@@ -175,6 +186,11 @@ unsafe impl Lanes for PlainLanes {
     #[inline(never)]
     unsafe fn or(one: Self::Bytes, other: Self::Bytes) -> Self::Bytes {
         from_fn(|index| one[index] | other[index])
+    }
+
+    #[inline(never)]
+    unsafe fn look_up(book: &[u8; 16], places: Self::Bytes) -> Self::Bytes {
+        places.map(|place| book[usize::from(place)])
     }
 
     unsafe fn shift_left<const BY: u32>(bytes: Self::Bytes) -> Self::Bytes {

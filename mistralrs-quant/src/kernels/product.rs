@@ -80,6 +80,9 @@ pub(super) unsafe fn run<L: Lanes>(job: &mut Job<'_>) {
             BlockFormat::Q4K => with!(Q4K, 1, true),
             BlockFormat::Q5K => with!(Q5K, 1, true),
             BlockFormat::Q6K => with!(Q6K, 2, false),
+            BlockFormat::Iq4Nl => with!(Iq4Nl, 1, false),
+            BlockFormat::Iq4Xs => with!(Iq4Xs, 1, false),
+            BlockFormat::Mxfp4 => with!(Mxfp4, 1, false),
         }
     }
 }

@@ -64,11 +64,16 @@ impl<const FORMAT: usize> Weights for Stored<FORMAT> {
     unsafe fn factors<L: Lanes>(group: *const u8, block: usize, span: usize) -> (L, L) {
         let layout = Self::FORMAT.group_layout();
         let steps = (block * Self::SPANS + span) * TILE;
-        // Codes stand in the high bits of their bytes.
-        let unit = 1.0 / (1u32 << (8 - Self::FORMAT.bits())) as f32;
+        // Codes stand in the high bits of their bytes; a code book has whole bytes, doubled where scales are exponents.
+        let unit = match Self::FORMAT.code_book() {
+            Some(_) if Self::FORMAT.has_exponents() => 0.5,
+            Some(_) => 1.0,
+            None => 1.0 / (1u32 << (8 - Self::FORMAT.bits())) as f32,
+        };
         // SAFETY: the caller's promise: the group has its parts where the layout says.
         unsafe {
-            let mut scale = L::load_f16(group.cast()).mul(L::splat(unit));
+            let scale = if Self::FORMAT.has_exponents() { L::load_exponents(group) } else { L::load_f16(group.cast()) };
+            let mut scale = scale.mul(L::splat(unit));
             if Self::FORMAT.has_shared_steps() {
                 scale = scale.mul(L::load_low_nibbles(group.add(layout.scale_steps + steps)));
             } else if Self::FORMAT.has_steps() {
@@ -123,8 +128,12 @@ impl<const FORMAT: usize> Weights for Stored<FORMAT> {
             match layout.bits {
                 2 => L::mask(block.pairs, 0xc0),
                 3 => L::or(L::mask(L::shift_right::<1>(block.pairs), 0x60), L::mask(block.bits, 0x80)),
-                4 if is_low => L::mask(L::shift_left::<4>(L::load_bytes(nibbles)), 0xf0),
-                4 => L::mask(L::load_bytes(nibbles), 0xf0),
+                4 => match Self::FORMAT.code_book() {
+                    Some(book) if is_low => L::look_up(book, L::mask(L::load_bytes(nibbles), 0x0f)),
+                    Some(book) => L::look_up(book, L::mask(L::shift_right::<4>(L::load_bytes(nibbles)), 0x0f)),
+                    None if is_low => L::mask(L::shift_left::<4>(L::load_bytes(nibbles)), 0xf0),
+                    None => L::mask(L::load_bytes(nibbles), 0xf0),
+                },
                 5 => {
                     let low = if is_low {
                         L::shift_left::<3>(L::load_bytes(nibbles))

@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::{Content, TensorInfo};
+use candle_core::quantized::gguf_file::{Content, Value};
+use mistralrs_quant::WeightFormat;
 
 use crate::config::ModelSource;
 use crate::error::LoadError;
@@ -18,11 +18,11 @@ use crate::loader::{LoadedModel, ModelDescription, check_vocabulary, compile_tem
 mod header;
 mod metadata;
 
-use header::HeaderError;
+use header::{HeaderError, TensorInfo};
 use metadata::Metadata;
 
 /// An open GGUF file whose header and tensor bounds have been checked.
-struct GgufFile {
+pub struct GgufFile {
     path: PathBuf,
     map: MappedFile,
     content: Content,
@@ -30,7 +30,7 @@ struct GgufFile {
 }
 
 struct LocatedTensor {
-    dtype: GgmlDType,
+    dtype: WeightFormat,
     shape: Vec<usize>,
     bytes: Range<usize>,
 }
@@ -69,7 +69,7 @@ pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError>
     let description = ModelDescription {
         architecture: architecture.name.to_owned(),
         quantization: metadata.file_type().map_or_else(
-            || main_dtype(file.tensors.values().map(|tensor| (format!("{:?}", tensor.dtype), tensor.bytes.len()))),
+            || main_dtype(file.tensors.values().map(|tensor| (tensor.dtype.to_string(), tensor.bytes.len()))),
             str::to_owned,
         ),
         num_parameters: totals.num_parameters,
@@ -79,23 +79,39 @@ pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError>
 }
 
 impl GgufFile {
-    fn open(path: &Path) -> Result<Self, LoadError> {
+    /// Maps the file and reads its header.
+    ///
+    /// # Errors
+    /// What is wrong with the file: damage, a tensor that ends after it, or a type that this build cannot run.
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
         let map = MappedFile::open(path)?;
         let malformed = |reason| LoadError::Malformed { path: path.to_owned(), reason };
-        let alignment = header::check(&map).map_err(|error| match error {
+        let header = header::read(&map).map_err(|error| match error {
             HeaderError::Malformed(reason) => malformed(reason),
             HeaderError::Unsupported(reason) => LoadError::Incomplete { path: path.to_owned(), reason },
         })?;
-        let mut content = Content::read(&mut std::io::Cursor::new(&*map)).map_err(|error| malformed(message(error)))?;
-        let data = DataSection { start: content.tensor_data_offset, alignment: alignment.into(), file_len: map.len() };
-        let tensors = std::mem::take(&mut content.tensor_infos)
-            .into_iter()
-            .map(|(name, info)| {
-                let located = data.locate(info).map_err(|reason| malformed(format!("tensor `{name}` {reason}")))?;
-                Ok((name, located))
-            })
-            .collect::<Result<_, LoadError>>()?;
+        let content = header.content;
+        let start = content.tensor_data_offset;
+        let data = DataSection { start, alignment: header.alignment.into(), file_len: map.len() };
+        let mut tensors = HashMap::new();
+        for TensorInfo { name, dtype, shape, offset } in header.tensors {
+            let located = data.locate(dtype, shape, offset);
+            let located = located.map_err(|reason| malformed(format!("tensor `{name}` {reason}")))?;
+            if tensors.insert(name.clone(), located).is_some() {
+                return Err(malformed(format!("it has tensor `{name}` twice")));
+            }
+        }
         Ok(Self { path: path.to_owned(), map, content, tensors })
+    }
+
+    /// Its key-value pairs.
+    pub fn metadata(&self) -> &HashMap<String, Value> {
+        &self.content.metadata
+    }
+
+    /// Names of its tensors, in no order.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
     }
 
     fn num_tensor_bytes(&self) -> u64 {
@@ -135,36 +151,26 @@ struct DataSection {
 }
 
 impl DataSection {
-    /// The bytes of the tensor that `info` describes, all inside the file; or what is wrong with it.
-    fn locate(&self, info: TensorInfo) -> Result<LocatedTensor, String> {
-        let shape = info.shape.into_dims();
-        let dtype = info.ggml_dtype;
+    /// The bytes of such a tensor, all inside the file; or what is wrong with it.
+    fn locate(&self, dtype: WeightFormat, shape: Vec<usize>, offset: u64) -> Result<LocatedTensor, String> {
         let num_elements = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
         let row_len = shape.last().copied().unwrap_or(1);
-        if !row_len.is_multiple_of(dtype.block_size()) {
-            return Err(format!("has rows of {row_len} values, not a multiple of {dtype:?}'s {}", dtype.block_size()));
+        if !row_len.is_multiple_of(dtype.block_len()) {
+            return Err(format!("has rows of {row_len} values, not a multiple of {dtype}'s {}", dtype.block_len()));
         }
-        if !info.offset.is_multiple_of(self.alignment) {
-            return Err(format!("lies at offset {}, not a multiple of {}", info.offset, self.alignment));
+        if !offset.is_multiple_of(self.alignment) {
+            return Err(format!("lies at offset {offset}, not a multiple of {}", self.alignment));
         }
-        let num_bytes = num_elements.and_then(|count| (count / dtype.block_size()).checked_mul(dtype.type_size()));
-        let start = self.start.checked_add(info.offset).and_then(|start| usize::try_from(start).ok());
+        let num_bytes = num_elements.and_then(|count| (count / dtype.block_len()).checked_mul(dtype.block_bytes()));
+        let start = self.start.checked_add(offset).and_then(|start| usize::try_from(start).ok());
         let bytes = num_bytes.zip(start).and_then(|(num_bytes, start)| Some(start..start.checked_add(num_bytes)?));
         match bytes {
             Some(bytes) if bytes.end <= self.file_len => Ok(LocatedTensor { dtype, shape, bytes }),
             _ => Err(format!(
-                "of shape {shape:?} at offset {} ends after the file, which has {} bytes: it is cut off or damaged",
-                info.offset, self.file_len
+                "of shape {shape:?} at offset {offset} ends after the file, which has {} bytes: it is cut off or damaged",
+                self.file_len
             )),
         }
-    }
-}
-
-/// What `error` says, without the backtrace that candle adds when the environment asks for one.
-fn message(error: candle_core::Error) -> String {
-    match error {
-        candle_core::Error::WithBacktrace { inner, .. } => message(*inner),
-        other => other.to_string(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use candle_core::quantized::GgmlDType;
+use mistralrs_quant::FloatFormat;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -158,9 +158,9 @@ impl WeightFiles for Checkpoint {
     fn find(&self, name: &str) -> Result<Option<StoredTensor<'_>>, LoadError> {
         let Some(tensor) = self.tensors.get(name) else { return Ok(None) };
         let dtype = match tensor.dtype {
-            Dtype::F32 => GgmlDType::F32,
-            Dtype::F16 => GgmlDType::F16,
-            Dtype::BF16 => GgmlDType::BF16,
+            Dtype::F32 => FloatFormat::F32.into(),
+            Dtype::F16 => FloatFormat::F16.into(),
+            Dtype::BF16 => FloatFormat::Bf16.into(),
             other => {
                 let reason = format!("tensor `{name}` is stored as {other:?}; supported are F32, F16 and BF16");
                 return Err(LoadError::Incomplete { path: self.path.clone(), reason });
