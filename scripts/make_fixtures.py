@@ -5,8 +5,8 @@
     pip install numpy==1.26.4 torch==2.15.0 transformers==5.23.0 safetensors==0.8.0 gguf==0.19.0 \
         sentence-transformers==6.2.0
     CMAKE_ARGS="-DGGML_NATIVE=ON" pip install llama-cpp-python==0.3.36
-    ./scripts/get_models.sh
-    python scripts/make_fixtures.py
+    ./scripts/get_models.sh --qwen
+    python scripts/make_fixtures.py --llama DIRECTORY_WITH_LLAMA_PERPLEXITY
 
 Tests never need this: they read what it wrote. tests/fixtures/README.md says what each file is.
 """
@@ -14,6 +14,8 @@ Tests never need this: they read what it wrote. tests/fixtures/README.md says wh
 import argparse
 import json
 import pathlib
+import re
+import subprocess
 import tempfile
 
 import gguf
@@ -25,11 +27,13 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "mistralrs-core/tests/fixtures"
 BLOCK_FIXTURES = ROOT / "mistralrs-quant/tests/fixtures"
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+QWEN2 = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
 NUM_GREEDY = 32
 NUM_KL_POSITIONS = 64
 NUM_KL_TOP = 200
@@ -37,6 +41,10 @@ NUM_KL_TOP = 200
 NUM_POSITIONS = 2
 # Columns of a large vocabulary that are kept: every 24th reaches all parts of the table.
 COLUMN_STRIDE = 24
+# Of Qwen's three times larger one.
+QWEN_COLUMN_STRIDE = 96
+PERPLEXITY_WINDOW = 512
+PERPLEXITY_WINDOWS = 8
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -79,7 +87,7 @@ def tiny_tokenizer(directory):
     return tokenizer
 
 
-def tiny_config(**changes):
+def tiny_config(kind=LlamaConfig, **changes):
     values = dict(
         vocab_size=320,
         hidden_size=64,
@@ -94,13 +102,13 @@ def tiny_config(**changes):
         bos_token_id=1,
         eos_token_id=2,
     )
-    return LlamaConfig(**(values | changes))
+    return kind(**(values | changes))
 
 
 def tiny_model(config, seed, table_scale=1.0):
     """Random weights large enough that logits span tens, as a trained model's do; a tied head scales with the table."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config).eval()
+    model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
@@ -119,7 +127,7 @@ def save_tiny(model, directory, dtype, num_shards):
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer(directory)
     config = model.config.to_dict()
-    config["architectures"] = ["LlamaForCausalLM"]
+    config["architectures"] = [type(model).__name__]
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
     tensors = {k: v.to(dtype).contiguous() for k, v in model.state_dict().items()}
@@ -165,7 +173,7 @@ def gguf_name(name):
 def write_tiny_gguf(model, tokenizer, path, file_type=0, stored=None):
     """The checkpoint as llama.cpp's converter would write it in F32, but for tensors that `stored` has as bytes with a type."""
     config = model.config
-    writer = gguf.GGUFWriter(str(path), "llama")
+    writer = gguf.GGUFWriter(str(path), config.model_type)
     writer.add_name("tiny")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -175,9 +183,10 @@ def write_tiny_gguf(model, tokenizer, path, file_type=0, stored=None):
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_rope_dimension_count(head_size)
+    writer.add_key_length(head_size)
+    writer.add_value_length(head_size)
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(file_type)
     vocabulary = tokenizer.get_vocab()
@@ -196,7 +205,8 @@ def write_tiny_gguf(model, tokenizer, path, file_type=0, stored=None):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         data = weight.float().numpy()
-        if "q_proj" in name or "k_proj" in name:
+        # Llama alone is turned in interleaved pairs there.
+        if config.model_type == "llama" and ("q_proj" in name or "k_proj" in name):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             data = permute(data.reshape(data.shape[0], -1), heads).reshape(data.shape)
         data, kind = (stored or {}).get(gguf_name(name), (np.ascontiguousarray(data), None))
@@ -347,14 +357,32 @@ def make_tiny():
         hidden_size=48, head_dim=24, rope_parameters=rope, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
     )
     model = tiny_model(config, seed=2)
-    with torch.no_grad():
-        # Weights alone: `model.to` would also round the rotary frequencies.
-        for weight in model.parameters():
-            weight.copy_(weight.to(torch.bfloat16))
+    round_to_bf16(model)
     directory = FIXTURES / "tiny-llama-bf16"
     tokenizer = save_tiny(model, directory, torch.bfloat16, num_shards=1)
     prompts = [tokenizer.encode(text).ids for text in PROMPTS + [TEXT]]
     write("tiny-llama-bf16.transformers", exact_reference(Transformers(model), prompts), made_by="transformers, F32")
+
+
+@torch.no_grad()
+def round_to_bf16(model):
+    """Weights alone: `model.to` would also round the rotary frequencies."""
+    for weight in model.parameters():
+        weight.copy_(weight.to(torch.bfloat16))
+
+
+def make_tiny_qwen2():
+    """What Qwen2 does otherwise: biases of q, k and v that no key of its configuration mentions, half-split rotary pairs in GGUF."""
+    rope = {"rope_type": "default", "rope_theta": 1000000.0}
+    config = tiny_config(Qwen2Config, rms_norm_eps=1e-6, rope_parameters=rope, tie_word_embeddings=True)
+    model = tiny_model(config, seed=4)
+    round_to_bf16(model)
+    tokenizer = save_tiny(model, FIXTURES / "tiny-qwen2-bf16", torch.bfloat16, num_shards=1)
+    prompts = [tokenizer.encode(text).ids for text in PROMPTS + [TEXT]]
+    write("tiny-qwen2.transformers", exact_reference(Transformers(model), prompts), made_by="transformers, F32")
+    f32 = FIXTURES / "tiny-qwen2-f32.gguf"
+    write_tiny_gguf(model, tokenizer, f32)
+    write("tiny-qwen2.llama-cpp", exact_reference(LlamaCpp(f32), prompts), made_by="llama.cpp, F32")
 
 
 def make_tiny_quantized():
@@ -503,22 +531,63 @@ def make_smollm2(source):
         (FIXTURES / "references/smollm2-tensors.json").write_text(json.dumps(types, indent=1, sort_keys=True))
 
 
+def make_qwen2(source):
+    """Qwen2.5-Coder-0.5B as it is fetched: Q5_0 and Q8_0 where Q4_K's 256 do not divide its 896 columns, and a head of its own."""
+    with tempfile.TemporaryDirectory() as temporary:
+        widened = pathlib.Path(temporary) / "f32.gguf"
+        quantize(source, widened, 0)
+        exact = LlamaCpp(widened)
+        prompts, text = [exact.tokenize(prompt) for prompt in PROMPTS], exact.tokenize(TEXT)
+        tensors = exact_reference(exact, prompts, QWEN_COLUMN_STRIDE)
+        made_by = "llama.cpp, weights widened to F32"
+        write("qwen2-q4_k_m.widened", tensors, made_by=made_by, column_stride=QWEN_COLUMN_STRIDE)
+        tensors, rounding = quantized_reference(LlamaCpp(source), exact, prompts, text)
+        tensors = {name: values for name, values in tensors.items() if not name.startswith("top_")}
+        write("qwen2-q4_k_m.llama-cpp", tensors, made_by="llama.cpp", rounding_divergence=rounding)
+
+
+def make_perplexity(source, llama):
+    """Of SmolLM2 over the first two chapters of Alice in Wonderland, as llama-perplexity says it."""
+    directory = FIXTURES / "perplexity"
+    answers = {"window": PERPLEXITY_WINDOW, "windows": PERPLEXITY_WINDOWS}
+    with tempfile.TemporaryDirectory() as temporary:
+        q8_0 = pathlib.Path(temporary) / "q8_0.gguf"
+        quantize(source, q8_0, 7)
+        for name, path in [("q4_1", source), ("q8_0", q8_0)]:
+            command = [
+                llama / "llama-perplexity", "--model", path, "--file", directory / "alice.txt", "--threads", "1",
+                "--ctx-size", str(PERPLEXITY_WINDOW), "--chunks", str(PERPLEXITY_WINDOWS),
+            ]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            answers[name] = float(re.search(r"Final estimate: PPL = ([0-9.]+)", done.stdout + done.stderr).group(1))
+            print(f"  perplexity of {name}: {answers[name]}")
+    (directory / "llama-cpp.json").write_text(json.dumps(answers, indent=2) + "\n")
+
+
+MAKERS = {
+    "blocks": lambda _: make_blocks(),
+    "tiny": lambda _: make_tiny(),
+    "tiny-qwen2": lambda _: make_tiny_qwen2(),
+    "tiny-quantized": lambda _: make_tiny_quantized(),
+    "embeddings": lambda _: make_embeddings(),
+    "smollm2": lambda options: make_smollm2(options.models / SMOLLM2),
+    "qwen2": lambda options: make_qwen2(options.models / QWEN2),
+    "perplexity": lambda options: make_perplexity(options.models / SMOLLM2, options.llama),
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=pathlib.Path, default=ROOT / "models")
-    parser.add_argument("--only", choices=["blocks", "tiny", "tiny-quantized", "embeddings", "smollm2"])
-    arguments = parser.parse_args()
+    parser.add_argument("--llama", type=pathlib.Path, help="the folder of llama.cpp's binaries")
+    parser.add_argument("--only", choices=list(MAKERS))
+    options = parser.parse_args()
+    if options.only in (None, "perplexity") and options.llama is None:
+        parser.error("--llama is missing: llama-perplexity is run from there")
     torch.set_num_threads(1)
-    if arguments.only in (None, "blocks"):
-        make_blocks()
-    if arguments.only in (None, "tiny"):
-        make_tiny()
-    if arguments.only in (None, "tiny-quantized"):
-        make_tiny_quantized()
-    if arguments.only in (None, "embeddings"):
-        make_embeddings()
-    if arguments.only in (None, "smollm2"):
-        make_smollm2(arguments.models / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    for name, make in MAKERS.items():
+        if options.only in (None, name):
+            make(options)
 
 
 if __name__ == "__main__":

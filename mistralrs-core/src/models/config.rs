@@ -22,12 +22,28 @@ pub struct DecoderConfig {
     pub max_position_embeddings: usize,
     /// Rotary positions.
     pub rotary: RotaryConfig,
-    /// Biases of q, k, v and the attention output.
-    pub attention_bias: Presence,
+    /// Biases of the attention's projections.
+    pub attention_bias: AttentionBias,
     /// Biases of the feed-forward block.
     pub mlp_bias: Presence,
     /// Whether there is an output matrix apart from the token table.
     pub output_matrix: Presence,
+}
+
+/// Which projections of the attention add a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionBias {
+    /// Of q, k and v.
+    pub query_key_value: Presence,
+    /// Of the output.
+    pub output: Presence,
+}
+
+impl AttentionBias {
+    /// All of them, or none.
+    pub fn uniform(presence: Presence) -> Self {
+        Self { query_key_value: presence, output: presence }
+    }
 }
 
 /// Whether the files hold an optional tensor.
@@ -124,7 +140,7 @@ mod tests {
                 pairing: RotaryPairing::HalfSplit,
                 scaling: RotaryScaling::None,
             },
-            attention_bias: Presence::Absent,
+            attention_bias: AttentionBias::uniform(Presence::Absent),
             mlp_bias: Presence::Absent,
             output_matrix: Presence::IfPresent,
         }

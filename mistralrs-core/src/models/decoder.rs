@@ -123,10 +123,10 @@ impl DecoderLayer {
                     .fused(
                         &[of(Role::Query, query_size), of(Role::Key, kv_size), of(Role::Value, kv_size)],
                         hidden,
-                        config.attention_bias,
+                        config.attention_bias.query_key_value,
                     )?
                     .with_precision(Precision::Bits16),
-                output: weights.linear(of(Role::AttentionOutput, hidden), query_size, config.attention_bias)?,
+                output: weights.linear(of(Role::AttentionOutput, hidden), query_size, config.attention_bias.output)?,
                 heads,
                 layer,
             },

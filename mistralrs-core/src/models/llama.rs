@@ -10,5 +10,6 @@ pub const ARCHITECTURE: Architecture = Architecture {
     name: "llama",
     class_names: &["LlamaForCausalLM"],
     gguf_pairing: RotaryPairing::Interleaved,
+    attention_bias: None,
     build: |config, weights| Ok(Box::new(Decoder::load(config, weights)?)),
 };

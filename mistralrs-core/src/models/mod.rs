@@ -1,6 +1,6 @@
 //! Architectures over shared layers.
 //!
-//! An architecture is one short file that names what differs ([`llama`]); [`decoder`] is the model they share,
+//! An architecture is one short file that names what differs ([`llama`], [`qwen2`]); [`decoder`] is the model they share,
 //! [`ARCHITECTURES`] the list that loaders look in.
 
 use candle_core::Tensor;
@@ -13,9 +13,12 @@ use crate::loader::weights::Weights;
 pub mod config;
 pub mod decoder;
 pub mod llama;
+pub mod qwen2;
 pub mod workspace;
 
 pub use config::DecoderConfig;
+
+use config::{AttentionBias, Presence};
 
 /// One packed ragged batch: prefill chunks and decode tokens of any lengths, T tokens in all.
 #[derive(Debug, Clone, Default)]
@@ -76,6 +79,8 @@ pub struct Architecture {
     pub class_names: &'static [&'static str],
     /// How q and k of its GGUF files are laid out; Hugging Face checkpoints are always half-split.
     pub gguf_pairing: RotaryPairing,
+    /// The attention's biases where the architecture fixes them; else the files say.
+    pub attention_bias: Option<AttentionBias>,
     /// Builds the model from checked numbers and named weights.
     pub build: Build,
 }
@@ -84,7 +89,7 @@ pub struct Architecture {
 pub type Build = fn(&DecoderConfig, &mut Weights<'_>) -> Result<Box<dyn CausalLm>, LoadError>;
 
 /// All architectures this build can load.
-pub const ARCHITECTURES: &[Architecture] = &[llama::ARCHITECTURE];
+pub const ARCHITECTURES: &[Architecture] = &[llama::ARCHITECTURE, qwen2::ARCHITECTURE];
 
 impl Architecture {
     /// The one that GGUF files and `model_type` call `name`.
@@ -95,5 +100,10 @@ impl Architecture {
     /// The one of a Hugging Face class.
     pub fn by_class_name(class_name: &str) -> Option<&'static Self> {
         ARCHITECTURES.iter().find(|architecture| architecture.class_names.contains(&class_name))
+    }
+
+    /// The attention's biases of a model whose files say `declared` of all of them.
+    pub fn attention_bias(&self, declared: Presence) -> AttentionBias {
+        self.attention_bias.unwrap_or(AttentionBias::uniform(declared))
     }
 }

@@ -1,5 +1,5 @@
-//! Do logits and greedy continuations agree with llama.cpp and transformers, embeddings with sentence-transformers, and does a
-//! damaged file end in an error?
+//! Do logits, greedy continuations and perplexity agree with llama.cpp and transformers, embeddings with sentence-transformers,
+//! and does a damaged file end in an error?
 //!
 //! `tests/fixtures/README.md` says what the references are and how they were made.
 
@@ -7,6 +7,8 @@
 
 mod damaged_files;
 mod embeddings;
+mod perplexity;
+mod qwen2;
 mod reference;
 mod requantize;
 mod runner;

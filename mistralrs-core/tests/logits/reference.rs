@@ -1,9 +1,12 @@
 //! What llama.cpp and transformers answered, and how far from it we may be.
 
 use std::collections::HashMap;
+use std::path::Path;
 
+use candle_core::quantized::GgmlDType;
 use safetensors::SafeTensors;
 
+use crate::requantize::requantize;
 use crate::runner::{Runner, fixture};
 
 /// Agreement asked of float weights: the largest difference of a logit, as a part of the logits' range.
@@ -96,6 +99,23 @@ impl Reference {
     }
 }
 
+/// Fails unless the quantized file at `path` computes what the references called `name` say.
+///
+/// We and llama.cpp both round activations to 8 bits beside quantized weights, each in its own way. So what is compared is
+/// the same weights widened to F32, exactly, and how far rounding moves each of us from that.
+pub fn check_quantized(path: &Path, name: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let widened_path = directory.path().join("widened.gguf");
+    requantize(path, &widened_path, |_| GgmlDType::F32);
+    let mut widened = Runner::new(&widened_path);
+    std::fs::remove_file(&widened_path).unwrap();
+    let reference = Reference::read(&format!("{name}.widened"));
+    reference.check_logits(&mut widened);
+    reference.check_greedy(&mut widened);
+    let mut rounded = Runner::new(path);
+    Reference::read(&format!("{name}.llama-cpp")).check_rounding(&mut rounded, &mut widened);
+}
+
 /// KL(exact, ours) over the whole vocabulary, in nats.
 fn divergence(exact: &[f32], ours: &[f32]) -> f64 {
     let (exact_sum, our_sum) = (log_sum_exp(exact), log_sum_exp(ours));
@@ -106,7 +126,7 @@ fn divergence(exact: &[f32], ours: &[f32]) -> f64 {
     terms.sum()
 }
 
-fn log_sum_exp(logits: &[f32]) -> f64 {
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     max + logits.iter().map(|logit| (f64::from(*logit) - max).exp()).sum::<f64>().ln()
 }

@@ -14,13 +14,29 @@ use mistralrs_core::loader::weights::{StoredTensor, WeightFiles};
 
 use crate::runner::fixture;
 
-/// SmolLM2 in Q4_1: from `MISTRALRS_TEST_MODELS`, else `models/` of the workspace.
+/// SmolLM2 in Q4_1.
 pub fn smollm2() -> PathBuf {
+    model("SmolLM2-135M-Instruct.Q4_1.gguf")
+}
+
+/// `file` of `MISTRALRS_TEST_MODELS`, else of the workspace's `models/`.
+pub fn model(file: &str) -> PathBuf {
     #[expect(clippy::disallowed_methods, reason = "tests are not configured by the server")]
     let directory = std::env::var_os("MISTRALRS_TEST_MODELS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../models"), PathBuf::from);
-    let path = directory.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let path = directory.join(file);
     assert!(path.exists(), "{} is missing: scripts/get_models.sh fetches it", path.display());
+    path
+}
+
+/// SmolLM2 with the weights that llama.cpp makes of it for `file_type`; in `directory`, unless it is the type it has already.
+pub fn smollm2_as(file_type: &str, directory: &Path) -> PathBuf {
+    let tensors = Tensors::read(file_type);
+    let path = if file_type == "q4_1" { smollm2() } else { directory.join("smollm2.gguf") };
+    if file_type != "q4_1" {
+        requantize(&smollm2(), &path, |name| tensors.dtype(name));
+    }
+    tensors.check(&path);
     path
 }
 
@@ -62,16 +78,16 @@ pub fn widen(source: &Path, target: &Path) {
 }
 
 /// What llama.cpp made of SmolLM2's tensors for one file type: by name, type and checksum.
-pub struct Tensors(HashMap<String, (String, String)>);
+struct Tensors(HashMap<String, (String, String)>);
 
 impl Tensors {
-    pub fn read(file_type: &str) -> Self {
+    fn read(file_type: &str) -> Self {
         let json = std::fs::read(fixture("references/smollm2-tensors.json")).unwrap();
         let mut types: HashMap<String, HashMap<String, (String, String)>> = serde_json::from_slice(&json).unwrap();
         Self(types.remove(file_type).unwrap())
     }
 
-    pub fn dtype(&self, name: &str) -> GgmlDType {
+    fn dtype(&self, name: &str) -> GgmlDType {
         match self.0[name].0.as_str() {
             "F32" => GgmlDType::F32,
             "F16" => GgmlDType::F16,
@@ -82,7 +98,7 @@ impl Tensors {
     }
 
     /// Fails unless the file at `path` has these very weights.
-    pub fn check(&self, path: &Path) {
+    fn check(&self, path: &Path) {
         let mut reader = BufReader::new(File::open(path).unwrap());
         let content = Content::read(&mut reader).unwrap();
         assert_eq!(content.tensor_infos.len(), self.0.len());

@@ -8,8 +8,8 @@ use mistralrs_core::models::{CausalLm, StepBatch};
 use mistralrs_paged_attn::{KvCache, KvDType, KvLayout, RaggedBatch};
 
 const BLOCK_SIZE: usize = 16;
-/// Blocks of each sequence: 256 tokens, longer than any test's.
-const BLOCKS_PER_SEQUENCE: usize = 24;
+/// Blocks of each sequence: 512 tokens, as long as any test's.
+const BLOCKS_PER_SEQUENCE: usize = 32;
 
 /// A model with KV in f32 for a few sequences.
 pub struct Runner {
@@ -55,19 +55,29 @@ impl Runner {
 
     /// Logits after every token of `chunks`, in their order.
     pub fn step(&mut self, chunks: &[Chunk<'_>]) -> Vec<Vec<f32>> {
+        self.step_from(chunks, 0)
+    }
+
+    /// Logits after the tokens of `chunks`, without the first `num_skipped` of them all.
+    fn step_from(&mut self, chunks: &[Chunk<'_>], num_skipped: usize) -> Vec<Vec<f32>> {
         let mut batch = StepBatch::default();
         batch.ragged.query_offsets.push(0);
         batch.ragged.max_blocks = BLOCKS_PER_SEQUENCE;
         for chunk in chunks {
             add(&mut batch, chunk);
         }
-        batch.logit_rows = (0..batch.token_ids.len() as u32).collect();
+        batch.logit_rows = (num_skipped as u32..batch.token_ids.len() as u32).collect();
         self.model.forward(&batch, &mut self.kv).unwrap().logits.to_vec2().unwrap()
     }
 
     /// Logits after every token of a sequence that starts with `tokens`.
     pub fn logits(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
         self.step(&[Chunk { sequence: 0, num_computed: 0, tokens }])
+    }
+
+    /// Logits after `tokens[first]` and each token behind it, of a sequence that starts with `tokens`.
+    pub fn logits_from(&mut self, tokens: &[u32], first: usize) -> Vec<Vec<f32>> {
+        self.step_from(&[Chunk { sequence: 0, num_computed: 0, tokens }], first)
     }
 
     /// The likeliest `num_tokens` tokens after `prompt`, one by one.

@@ -2,36 +2,16 @@
 
 use candle_core::quantized::GgmlDType;
 
-use crate::reference::Reference;
-use crate::requantize::{Tensors, requantize, smollm2};
+use crate::reference::{Reference, check_quantized};
+use crate::requantize::{requantize, smollm2, smollm2_as};
 use crate::runner::{Chunk, Runner};
-
-/// We and llama.cpp both round activations to 8 bits beside quantized weights, each in its own way. So what is compared is
-/// the same weights widened to F32, exactly, and how far rounding moves each of us from that.
-fn check_quantized(file: &str) {
-    let tensors = Tensors::read(file);
-    let directory = tempfile::tempdir().unwrap();
-    let path = if file == "q4_1" { smollm2() } else { directory.path().join("quantized.gguf") };
-    if file != "q4_1" {
-        requantize(&smollm2(), &path, |name| tensors.dtype(name));
-    }
-    tensors.check(&path);
-    let widened_path = directory.path().join("widened.gguf");
-    requantize(&path, &widened_path, |_| GgmlDType::F32);
-    let mut widened = Runner::new(&widened_path);
-    std::fs::remove_file(&widened_path).unwrap();
-    let reference = Reference::read(&format!("smollm2-{file}.widened"));
-    reference.check_logits(&mut widened);
-    reference.check_greedy(&mut widened);
-    let mut rounded = Runner::new(&path);
-    Reference::read(&format!("smollm2-{file}.llama-cpp")).check_rounding(&mut rounded, &mut widened);
-}
 
 /// One after the other: the weights in F32 take half a gigabyte.
 #[test]
 fn quantized_files_agree_with_llama_cpp() {
-    for file in ["q4_1", "q4_0", "q8_0"] {
-        check_quantized(file);
+    for file_type in ["q4_1", "q4_0", "q8_0"] {
+        let directory = tempfile::tempdir().unwrap();
+        check_quantized(&smollm2_as(file_type, directory.path()), &format!("smollm2-{file_type}"));
     }
 }
 

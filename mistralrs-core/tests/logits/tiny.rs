@@ -30,6 +30,15 @@ fn the_same_weights_in_gguf_agree_with_llama_cpp_and_transformers() {
 }
 
 #[test]
+fn qwen2_in_safetensors_and_gguf_agrees_with_transformers_and_llama_cpp() {
+    for model in ["tiny-qwen2-bf16", "tiny-qwen2-f32.gguf"] {
+        for reference in ["tiny-qwen2.transformers", "tiny-qwen2.llama-cpp"] {
+            check(model, reference);
+        }
+    }
+}
+
+#[test]
 fn k_quants_and_code_books_are_rounded_no_further_than_by_llama_cpp() {
     for name in ["tiny-llama-256-q4_k_m", "tiny-llama-256-q6_k", "tiny-llama-256-code_books"] {
         let path = fixture(&format!("{name}.gguf"));
@@ -45,7 +54,7 @@ fn k_quants_and_code_books_are_rounded_no_further_than_by_llama_cpp() {
 #[test]
 fn a_sequence_has_the_same_logits_alone_and_in_any_batch() {
     let quantized = ["q4_k_m", "q6_k", "code_books"].map(|name| format!("tiny-llama-256-{name}.gguf"));
-    for model in ["tiny-llama", "tiny-llama-bf16"].into_iter().chain(quantized.iter().map(String::as_str)) {
+    for model in ["tiny-llama", "tiny-llama-bf16", "tiny-qwen2-bf16"].into_iter().chain(quantized.iter().map(String::as_str)) {
         let path = fixture(model);
         let texts: [Vec<u32>; 3] = [(0..40).collect(), (5..12).collect(), (100..133).collect()];
         let alone = texts.each_ref().map(|text| Runner::new(&path).logits(text));

@@ -84,7 +84,7 @@ impl<'a> Metadata<'a> {
                 scaling: self.rotary_scaling(architecture)?,
             },
             // The converter writes what the checkpoint has, and no key says so.
-            attention_bias: Presence::IfPresent,
+            attention_bias: architecture.attention_bias(Presence::IfPresent),
             mlp_bias: Presence::IfPresent,
             output_matrix: Presence::IfPresent,
         })

@@ -35,6 +35,11 @@ struct HfConfig {
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
+    #[serde(default)]
+    use_sliding_window: bool,
+    /// The layers below it attend to everything whatever `use_sliding_window` says.
+    #[serde(default)]
+    max_window_layers: usize,
     tie_word_embeddings: Option<bool>,
     hidden_act: Option<String>,
     quantization_config: Option<Value>,
@@ -83,6 +88,9 @@ pub(super) fn decoder_config(
     {
         return unsupported(format!("activation `{activation}`"));
     }
+    if config.use_sliding_window && config.max_window_layers < config.num_hidden_layers {
+        return unsupported("sliding windows (`use_sliding_window`)".to_owned());
+    }
     let num_heads = config.num_attention_heads;
     let head_size = config.head_dim.or_else(|| config.hidden_size.checked_div(num_heads)).unwrap_or(0);
     let rope = config.rope_parameters.clone().or_else(|| config.rope_scaling.clone()).unwrap_or_default();
@@ -105,7 +113,7 @@ pub(super) fn decoder_config(
             pairing: RotaryPairing::HalfSplit,
             scaling,
         },
-        attention_bias: Presence::from_config(config.attention_bias),
+        attention_bias: architecture.attention_bias(Presence::from_config(config.attention_bias)),
         mlp_bias: Presence::from_config(config.mlp_bias),
         output_matrix: match config.tie_word_embeddings {
             Some(is_tied) => Presence::from_config(!is_tied),
@@ -140,7 +148,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::models::llama;
+    use crate::models::config::AttentionBias;
+    use crate::models::{llama, qwen2};
 
     fn smollm2() -> Value {
         json!({
@@ -163,7 +172,8 @@ mod tests {
         let config = changed(&json!({})).unwrap();
         assert_eq!(config.heads, HeadCounts { num_heads: 9, num_kv_heads: 3, head_size: 64 });
         assert_eq!((config.rotary.theta, config.rotary.size), (100_000.0, 64));
-        assert_eq!((config.attention_bias, config.output_matrix), (Presence::Absent, Presence::Absent));
+        assert_eq!(config.attention_bias, AttentionBias::uniform(Presence::Absent));
+        assert_eq!(config.output_matrix, Presence::Absent);
         assert_eq!(config.rotary.scaling, RotaryScaling::None);
     }
 
@@ -191,13 +201,29 @@ mod tests {
     fn a_head_size_of_its_own_and_biases_are_read() {
         let config = changed(&json!({"head_dim": 80, "attention_bias": true, "num_key_value_heads": null})).unwrap();
         assert_eq!(config.heads, HeadCounts { num_heads: 9, num_kv_heads: 9, head_size: 80 });
-        assert_eq!((config.rotary.size, config.attention_bias), (80, Presence::Required));
+        assert_eq!((config.rotary.size, config.attention_bias), (80, AttentionBias::uniform(Presence::Required)));
+    }
+
+    #[test]
+    fn qwen2_has_its_biases_without_a_key_and_no_windows() {
+        let read = |changes: &Value| {
+            let mut config = smollm2();
+            config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            decoder_config(Path::new("config.json"), &qwen2::ARCHITECTURE, &config).map_err(|error| error.to_string())
+        };
+        // As Qwen2.5's files have it: a window, switched off.
+        let config = read(&json!({"sliding_window": 32768, "use_sliding_window": false, "max_window_layers": 21}));
+        let expected = AttentionBias { query_key_value: Presence::Required, output: Presence::Absent };
+        assert_eq!(config.unwrap().attention_bias, expected);
+        assert!(read(&json!({"use_sliding_window": true, "max_window_layers": 30})).is_ok());
+        let windows = read(&json!({"use_sliding_window": true, "max_window_layers": 29})).unwrap_err();
+        assert!(windows.starts_with("architecture `qwen2 with sliding windows (`use_sliding_window`)"), "{windows}");
     }
 
     #[test]
     fn what_cannot_be_run_is_named() {
         let error = |changes: Value| changed(&changes).unwrap_err();
-        let supported = "in `config.json` is not supported; supported: llama";
+        let supported = "in `config.json` is not supported; supported: llama, qwen2";
         let yarn = error(json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}));
         assert_eq!(yarn, format!("architecture `llama with rotary scaling `yarn`` {supported}"));
         let gptq = error(json!({"quantization_config": {"quant_method": "gptq"}}));
@@ -216,7 +242,10 @@ mod tests {
         assert_eq!(found(smollm2()), Ok("llama"));
         assert_eq!(found(json!({"model_type": "llama"})), Ok("llama"));
         let gpt2 = found(json!({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}));
-        assert_eq!(gpt2.unwrap_err(), "architecture `GPT2LMHeadModel` in `c` is not supported; supported: llama");
+        assert_eq!(
+            gpt2.unwrap_err(),
+            "architecture `GPT2LMHeadModel` in `c` is not supported; supported: llama, qwen2"
+        );
         assert_eq!(found(json!([])).unwrap_err(), "`c`: it names neither `architectures` nor a `model_type`");
     }
 }
