@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{self, Content};
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use mistralrs_core::layers::WeightMatrix;
 use mistralrs_core::loader::gguf::GgufFile;
 use mistralrs_core::loader::weights::{StoredTensor, WeightFiles};
@@ -68,7 +68,8 @@ pub fn widen(source: &Path, target: &Path) {
         let StoredTensor { dtype, shape, data } = file.find(name).unwrap().unwrap();
         let num_inputs = *shape.last().unwrap();
         let matrix = WeightMatrix::from_parts(dtype, num_inputs, &[data]).unwrap();
-        let rows = matrix.rows(&(0..matrix.num_outputs() as u32).collect::<Vec<_>>()).unwrap();
+        let rows = Tensor::zeros((matrix.num_outputs(), matrix.num_inputs()), DType::F32, &Device::Cpu).unwrap();
+        matrix.rows(&(0..matrix.num_outputs() as u32).collect::<Vec<_>>(), &rows).unwrap();
         (name, QTensor::quantize(&Tensor::reshape(&rows, shape).unwrap(), GgmlDType::F32).unwrap())
     };
     let tensors: Vec<_> = file.tensor_names().map(widened).collect();

@@ -54,7 +54,9 @@ fn k_quants_and_code_books_are_rounded_no_further_than_by_llama_cpp() {
 #[test]
 fn a_sequence_has_the_same_logits_alone_and_in_any_batch() {
     let quantized = ["q4_k_m", "q6_k", "code_books"].map(|name| format!("tiny-llama-256-{name}.gguf"));
-    for model in ["tiny-llama", "tiny-llama-bf16", "tiny-qwen2-bf16"].into_iter().chain(quantized.iter().map(String::as_str)) {
+    for model in
+        ["tiny-llama", "tiny-llama-bf16", "tiny-qwen2-bf16"].into_iter().chain(quantized.iter().map(String::as_str))
+    {
         let path = fixture(model);
         let texts: [Vec<u32>; 3] = [(0..40).collect(), (5..12).collect(), (100..133).collect()];
         let alone = texts.each_ref().map(|text| Runner::new(&path).logits(text));
