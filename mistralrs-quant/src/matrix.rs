@@ -300,7 +300,7 @@ impl RowChunks {
 }
 
 /// A thread's own buffer, kept between products.
-fn with_scratch(num_bytes: usize, work: impl FnOnce(&mut [u8])) {
+pub(crate) fn with_scratch(num_bytes: usize, work: impl FnOnce(&mut [u8])) {
     thread_local! {
         static SCRATCH: RefCell<Vec<CacheLine>> = const { RefCell::new(Vec::new()) };
     }

@@ -5,9 +5,8 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::lanes::{Lanes, PlainLanes};
-use super::{FloatFormat, FloatMatrix, PAIR};
+use super::{FloatFormat, PAIR};
 use crate::matrix::Output;
-use crate::storage;
 use crate::tile::TILE;
 
 /// Instruction sets the loops are compiled for. All give the same bits.
@@ -50,7 +49,10 @@ pub(super) fn tiles_at_once(level: Level, num_rows: usize) -> usize {
 
 /// The part of a product that one unit of work computes.
 pub(super) struct Panel<'a> {
-    pub matrix: &'a FloatMatrix,
+    /// The tiles' elements.
+    pub weights: &'a [u8],
+    pub format: FloatFormat,
+    pub num_inputs: usize,
     /// `[T, K]`.
     pub activations: &'a [f32],
     /// `[T, N]`.
@@ -61,20 +63,20 @@ pub(super) struct Panel<'a> {
     pub rows: Range<usize>,
 }
 
-/// Computes `panel`.
+/// Computes `panel`. Elements are widened on the way, for every strip of rows again; or once, to `scratch`, if that has room.
 ///
 /// # Safety
-/// The CPU has `level`; `panel.tiles` are in the matrix, `panel.rows` in `activations`; `out` holds a row of N values
-/// for every row of `activations`, and nobody else touches this panel's part of it.
-pub(super) unsafe fn run(level: Level, panel: &Panel<'_>) {
+/// The CPU has `level`; `panel.weights` holds as many tiles as `panel.tiles` says, `activations` the rows; `out` holds a row of
+/// N values for every row of `activations`, and nobody else touches this panel's part of it.
+pub(super) unsafe fn run(level: Level, panel: &Panel<'_>, scratch: &mut [u8]) {
     // SAFETY: the caller's promise is the callee's.
     unsafe {
         match level {
-            Level::Plain => by_format::<PlainLanes>(panel),
+            Level::Plain => by_format::<PlainLanes>(panel, scratch),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => super::x86::run_avx2(panel),
+            Level::Avx2 => super::x86::run_avx2(panel, scratch),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => super::x86::run_avx512(panel),
+            Level::Avx512 => super::x86::run_avx512(panel, scratch),
         }
     }
 }
@@ -84,14 +86,33 @@ pub(super) unsafe fn run(level: Level, panel: &Panel<'_>) {
 /// # Safety
 /// As [`run`]'s, for the level of `L`.
 #[inline(always)]
-pub(super) unsafe fn by_format<L: Lanes>(panel: &Panel<'_>) {
-    // SAFETY: the caller's promise is the callee's; the format names how the tiles were packed.
+pub(super) unsafe fn by_format<L: Lanes>(panel: &Panel<'_>, scratch: &mut [u8]) {
+    let num_elements = panel.tiles.len() * panel.num_inputs * TILE;
+    let is_widened = scratch.len() >= num_elements * size_of::<f32>();
+    // SAFETY: the caller's promise is the callee's; the format names how the tiles were packed, and there is room for them.
     unsafe {
-        match panel.matrix.format {
-            FloatFormat::F32 => by_rows::<L, f32>(panel),
-            FloatFormat::F16 => by_rows::<L, f16>(panel),
-            FloatFormat::Bf16 => by_rows::<L, bf16>(panel),
+        match panel.format {
+            FloatFormat::F32 => return by_rows::<L, f32>(panel),
+            FloatFormat::F16 if !is_widened => return by_rows::<L, f16>(panel),
+            FloatFormat::Bf16 if !is_widened => return by_rows::<L, bf16>(panel),
+            FloatFormat::F16 => widen::<L, f16>(panel.weights, num_elements, scratch),
+            FloatFormat::Bf16 => widen::<L, bf16>(panel.weights, num_elements, scratch),
         }
+        let (tiles, rows) = (panel.tiles.clone(), panel.rows.clone());
+        by_rows::<L, f32>(&Panel { weights: scratch, format: FloatFormat::F32, tiles, rows, ..*panel });
+    }
+}
+
+/// Writes elements as f32.
+///
+/// # Safety
+/// As [`run`]'s; so many elements are in `weights`, and have room in `scratch`.
+#[inline(always)]
+#[expect(clippy::cast_ptr_alignment, reason = "stores need none")]
+unsafe fn widen<L: Lanes, E: Element>(weights: &[u8], num_elements: usize, scratch: &mut [u8]) {
+    for at in (0..num_elements).step_by(TILE) {
+        // SAFETY: the caller's promise; tiles are whole.
+        unsafe { E::load::<L>(weights.as_ptr().cast::<E>().add(at)).store(scratch.as_mut_ptr().cast::<f32>().add(at)) };
     }
 }
 
@@ -148,32 +169,41 @@ unsafe fn strip<L: Lanes, E: Element, const R: usize, const V: usize>(panel: &Pa
 }
 
 /// R rows by V tiles: every sum is one chain over the inputs, so R and V never change a result.
+///
+/// Counting loops, and a buffer between the sums and where they go: a loop over the sums that LLVM does not unroll, as the
+/// one that stores tails and adds biases, would keep them in memory, written again with every pair of inputs.
 #[inline(always)]
 unsafe fn block<L: Lanes, E: Element, const R: usize, const V: usize>(panel: &Panel<'_>, row: usize, tile: usize) {
-    let num_inputs = panel.matrix.num_inputs;
+    let num_inputs = panel.num_inputs;
     // SAFETY: the caller's promise: R rows and V tiles from here on exist.
     unsafe {
-        let tiles = storage::bytes(&panel.matrix.storage).as_ptr().cast::<E>().add(tile * num_inputs * TILE);
+        let tiles = panel.weights.as_ptr().cast::<E>().add((tile - panel.tiles.start) * num_inputs * TILE);
         let activations = panel.activations.as_ptr().add(row * num_inputs);
         let mut sums = [[L::splat(0.0); V]; R];
         for input in (0..num_inputs).step_by(PAIR) {
             let mut weights = [[L::splat(0.0); PAIR]; V];
-            for (v, weights) in weights.iter_mut().enumerate() {
+            for v in 0..V {
                 let at = tiles.add((v * num_inputs + input) * TILE);
-                *weights = [E::load(at), E::load(at.add(TILE))];
+                weights[v] = [E::load(at), E::load(at.add(TILE))];
             }
             let inputs = activations.add(input);
-            for (r, sums) in sums.iter_mut().enumerate() {
+            for r in 0..R {
                 let even = L::splat(*inputs.add(r * num_inputs));
                 let odd = L::splat(*inputs.add(r * num_inputs + 1));
-                for (sum, weights) in sums.iter_mut().zip(weights) {
-                    *sum = odd.mul_add(weights[1], even.mul_add(weights[0], *sum));
+                for v in 0..V {
+                    sums[r][v] = odd.mul_add(weights[v][1], even.mul_add(weights[v][0], sums[r][v]));
                 }
             }
         }
-        for (r, sums) in sums.iter().enumerate() {
-            for (v, sum) in sums.iter().enumerate() {
-                store(&panel.out, row + r, tile + v, *sum);
+        let mut results = [[[0f32; TILE]; V]; R];
+        for r in 0..R {
+            for v in 0..V {
+                sums[r][v].store(results[r][v].as_mut_ptr());
+            }
+        }
+        for (r, results) in results.iter().enumerate() {
+            for (v, result) in results.iter().enumerate() {
+                store(&panel.out, row + r, tile + v, L::load_f32(result.as_ptr()));
             }
         }
     }

@@ -4,12 +4,13 @@
 //! order. It does not depend on the tiling, the instruction set or the number of rows.
 
 #![expect(clippy::inline_always, reason = "a call would keep a kernel's registers from staying where they are")]
+#![expect(clippy::needless_range_loop, reason = "an iterator that is not inlined would keep registers in memory")]
 
 use std::fmt;
 
 use half::{bf16, f16};
 
-use crate::matrix::{Columns, NotRows, Output, for_each_tile};
+use crate::matrix::{Columns, NotRows, Output, for_each_tile, with_scratch};
 use crate::storage::{self, CacheLine};
 use crate::threads::Threads;
 use crate::tile::TILE;
@@ -21,6 +22,12 @@ mod x86;
 
 /// Rows of activations one unit of work reads; keeps a unit's activations in the second-level cache.
 const ROWS_PER_UNIT: usize = 64;
+
+/// From so many rows of a unit on its tiles are widened to f32 first: three strips of the largest kernel.
+const MIN_WIDENED_ROWS: usize = 24;
+
+/// What widened tiles may take: with as much for activations they have room in a second-level cache of 1 MB.
+const MAX_WIDENED_BYTES: usize = 512 * 1024;
 
 /// Inputs that kernels take at once.
 const PAIR: usize = 2;
@@ -152,22 +159,35 @@ impl FloatMatrix {
         let num_tiles = self.num_outputs.div_ceil(TILE);
         let tiles_per_unit = kernel::tiles_at_once(level, num_rows);
         let row_chunks = num_rows.div_ceil(ROWS_PER_UNIT);
+        let tile_bytes = TILE * self.num_inputs * self.format.element_bytes();
+        let weights = storage::bytes(&self.storage);
         threads.run(num_tiles.div_ceil(tiles_per_unit) * row_chunks, &|units| {
             for unit in units {
                 let first_tile = unit / row_chunks * tiles_per_unit;
                 let first_row = unit % row_chunks * ROWS_PER_UNIT;
                 let panel = kernel::Panel {
-                    matrix: self,
+                    weights: &weights[first_tile * tile_bytes..],
+                    format: self.format,
+                    num_inputs: self.num_inputs,
                     activations,
                     out,
                     tiles: first_tile..num_tiles.min(first_tile + tiles_per_unit),
                     rows: first_row..num_rows.min(first_row + ROWS_PER_UNIT),
                 };
-                // SAFETY: `level` was detected on this CPU (or is the plain one); units are disjoint in (tile, row),
-                // all inside the sizes asserted above, and `run` returns only after every unit is done.
-                unsafe { kernel::run(level, &panel) };
+                with_scratch(self.widened_bytes(panel.tiles.len(), panel.rows.len()), |scratch| {
+                    // SAFETY: `level` was detected on this CPU (or is the plain one); units are disjoint in (tile, row),
+                    // all inside the sizes asserted above, and `run` returns only after every unit is done.
+                    unsafe { kernel::run(level, &panel, scratch) };
+                });
             }
         });
+    }
+
+    /// Bytes of so many tiles in f32, or nothing where so many rows are better off without.
+    fn widened_bytes(&self, num_tiles: usize, num_rows: usize) -> usize {
+        let num_bytes = num_tiles * TILE * self.num_inputs * size_of::<f32>();
+        let pays = self.format != FloatFormat::F32 && num_rows >= MIN_WIDENED_ROWS && num_bytes <= MAX_WIDENED_BYTES;
+        if pays { num_bytes } else { 0 }
     }
 }
 

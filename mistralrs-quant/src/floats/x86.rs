@@ -13,15 +13,15 @@ use super::kernel::{Panel, by_format};
 use super::lanes::Lanes;
 
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn run_avx512(panel: &Panel<'_>) {
+pub(super) unsafe fn run_avx512(panel: &Panel<'_>, scratch: &mut [u8]) {
     // SAFETY: the caller's promise is the callee's, and this function has the feature of its lanes.
-    unsafe { by_format::<Avx512Lanes>(panel) }
+    unsafe { by_format::<Avx512Lanes>(panel, scratch) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn run_avx2(panel: &Panel<'_>) {
+pub(super) unsafe fn run_avx2(panel: &Panel<'_>, scratch: &mut [u8]) {
     // SAFETY: the caller's promise is the callee's, and this function has the features of its lanes.
-    unsafe { by_format::<Avx2Lanes>(panel) }
+    unsafe { by_format::<Avx2Lanes>(panel, scratch) }
 }
 
 #[derive(Clone, Copy)]
