@@ -40,3 +40,7 @@ quickstart *arguments:
 
 stop:
     ./scripts/quickstart.sh --stop
+
+# The kernels' tests under valgrind: plain loops and AVX2.
+check-kernels:
+    ./scripts/check_kernels.sh

@@ -143,6 +143,8 @@ fn a_row_comes_back_as_it_was_stored() {
 
 #[test]
 fn a_product_is_the_references_at_every_level() {
+    // `scripts/check_kernels.sh` reads which they were.
+    println!("instruction sets: {:?}", Level::available());
     for format in BlockFormat::ALL {
         for shape in shapes(format) {
             let mut rng = ChaCha8Rng::seed_from_u64(2);

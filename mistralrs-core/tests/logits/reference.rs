@@ -15,6 +15,10 @@ const MAX_LOGIT_ERROR: f32 = 1e-3;
 /// Rounding of activations beside quantized weights, as a multiple of what llama.cpp's moves it by.
 const MAX_ROUNDING: f64 = 1.0;
 
+/// How far our distributions may be from llama.cpp's over quantized weights, as a multiple of the same: each of two that are
+/// one step from the truth, in directions of their own.
+const MAX_DISTANCE: f64 = 4.0;
+
 /// A file of `tests/fixtures/references`.
 pub struct Reference {
     name: String,
@@ -97,6 +101,29 @@ impl Reference {
         println!("{}: rounding moves us by {divergence:.2e}, llama.cpp by {theirs:.2e}", self.name);
         assert!(divergence <= MAX_ROUNDING * theirs, "{}: {divergence:.2e}, not {theirs:.2e}", self.name);
     }
+
+    /// Fails if our distributions over a text are further from llama.cpp's than rounding explains: weights are read otherwise.
+    pub fn check_distributions(&self, rounded: &mut Runner) {
+        let logits = rounded.logits(&self.ids["text"]);
+        let (ids, log_probs) = (&self.ids["top_ids"], &self.values["top_log_probs"]);
+        let num_top = ids.len() / logits.len();
+        let rows = logits.iter().zip(ids.chunks_exact(num_top).zip(log_probs.chunks_exact(num_top)));
+        let divergences = rows.map(|(ours, (ids, log_probs))| divergence_of_top(ours, ids, log_probs));
+        let divergence = divergences.sum::<f64>() / logits.len() as f64;
+        let allowed = MAX_DISTANCE * self.rounding_divergence.unwrap();
+        println!("{}: {divergence:.2e} from llama.cpp", self.name);
+        assert!(divergence.abs() <= allowed, "{}: {divergence:.2e} from llama.cpp, over {allowed:.2e}", self.name);
+    }
+}
+
+/// KL(theirs, ours) over the tokens they find likeliest.
+fn divergence_of_top(ours: &[f32], ids: &[u32], log_probs: &[f32]) -> f64 {
+    let sum = log_sum_exp(ours);
+    let terms = ids.iter().zip(log_probs).map(|(id, theirs)| {
+        let theirs = f64::from(*theirs);
+        theirs.exp() * (theirs - (f64::from(ours[*id as usize]) - sum))
+    });
+    terms.sum()
 }
 
 /// Fails unless the quantized file at `path` computes what the references called `name` say.
