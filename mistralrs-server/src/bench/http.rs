@@ -39,8 +39,9 @@ impl HttpTarget {
         prompts: Prompts,
         max_tokens: usize,
     ) -> Result<Self, BenchError> {
-        // A proxy in between would be measured with the server.
-        let client = Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).build();
+        // A proxy in between would be measured with the server. Connections are not used twice: some servers (llama-server)
+        // close one after a few requests without saying so, and the request that meets this fails.
+        let client = Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).pool_max_idle_per_host(0).build();
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         let client = client.map_err(|error| BenchError::Server { url: url.clone(), problem: error.to_string() })?;
         let shared = prompts.shared_text();

@@ -110,6 +110,8 @@ struct DecodeRate {
     total: f64,
     /// Tokens after the first by the time from the first to the last, over all answers.
     per_stream: Option<f64>,
+    /// Tokens of all answers, a second, while every one of them had begun and none had ended; `None` if that never was.
+    together: Option<f64>,
 }
 
 impl Report {
@@ -271,7 +273,16 @@ impl DecodeRate {
         Self {
             total: rounded(tokens.completion_tokens as f64 / wall),
             per_stream: (!decoding.is_zero()).then(|| rounded(num_decoded as f64 / decoding.as_secs_f64())),
+            together: Self::together(answers).map(rounded),
         }
+    }
+
+    fn together(answers: &[&Answer]) -> Option<f64> {
+        let begin = answers.iter().filter_map(|answer| answer.first_at).max()?;
+        let end = answers.iter().filter_map(|answer| answer.last_at()).min()?;
+        let time = end.checked_duration_since(begin).filter(|time| !time.is_zero())?;
+        let num_tokens: f64 = answers.iter().map(|answer| answer.tokens_between(begin, end)).sum();
+        Some(num_tokens / time.as_secs_f64())
     }
 }
 
@@ -308,6 +319,7 @@ mod tests {
 
     fn answer(first_ms: u64, gaps_ms: &[u64], used: TokensUsed) -> Answer {
         Answer {
+            first_at: None,
             time_to_first: Some(Duration::from_millis(first_ms)),
             gaps: gaps_ms.iter().map(|&gap| Duration::from_millis(gap)).collect(),
             used,
@@ -334,6 +346,7 @@ mod tests {
     const USED: TokensUsed = TokensUsed { prompt: Some(100), cached: Some(60), completion: Some(5) };
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "one report and its snapshot")]
     fn programs_read_counts_latencies_and_rates() {
         let run = RunReport::new(Load::Closed { concurrency: 2 }, PrefixCache::On, &measured(USED));
         insta::assert_snapshot!(report(vec![run]).render(Format::Json), @r#"
@@ -366,6 +379,7 @@ mod tests {
               "ttft_ms": {
                 "mean": 199.952,
                 "p50": 100.031,
+                "p95": 300.031,
                 "p99": 300.031,
                 "max": 300.031,
                 "count": 2
@@ -373,6 +387,7 @@ mod tests {
               "inter_token_ms": {
                 "mean": 12.505,
                 "p50": 10.007,
+                "p95": 20.015,
                 "p99": 20.015,
                 "max": 20.015,
                 "count": 8
@@ -388,12 +403,35 @@ mod tests {
               },
               "decode_tokens_per_second": {
                 "total": 5.0,
-                "per_stream": 80.0
+                "per_stream": 80.0,
+                "together": null
               }
             }
           ]
         }
         "#);
+    }
+
+    #[test]
+    fn what_streams_decode_together_leaves_out_who_waits_and_who_is_done() {
+        let sent_at = tokio::time::Instant::now();
+        let check = |answers: &[(u64, &[u64])], expected: Option<f64>| {
+            let used = |gaps: &[u64]| TokensUsed { completion: Some(gaps.len() as u64 + 1), ..TokensUsed::default() };
+            let answers: Vec<Answer> = answers
+                .iter()
+                .map(|(first, gaps)| {
+                    let first_at = Some(sent_at + Duration::from_millis(*first));
+                    Answer { first_at, ..answer(*first, gaps, used(gaps)) }
+                })
+                .collect();
+            assert_eq!(DecodeRate::together(&answers.iter().collect::<Vec<_>>()), expected, "{answers:?}");
+        };
+        // From 300 ms to 500 ms: 2 tokens of the first, 4 of the second.
+        check(&[(100, &[100; 4]), (300, &[50; 6])], Some(30.0));
+        check(&[(100, &[100; 4])], Some(10.0));
+        // The first has ended when the second begins.
+        check(&[(100, &[10; 4]), (300, &[50; 6])], None);
+        check(&[], None);
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct LatencySummary {
     pub mean: f64,
     /// Half of them are at most this.
     pub p50: f64,
+    /// 95 % of them are at most this.
+    pub p95: f64,
     /// 99 % of them are at most this.
     pub p99: f64,
     /// The longest.
@@ -43,6 +45,7 @@ impl Latencies {
         (!self.0.is_empty()).then(|| LatencySummary {
             mean: rounded(self.0.mean() / 1e3),
             p50: milliseconds(self.0.value_at_quantile(0.5)),
+            p95: milliseconds(self.0.value_at_quantile(0.95)),
             p99: milliseconds(self.0.value_at_quantile(0.99)),
             max: milliseconds(self.0.max()),
             count: self.0.len(),
@@ -67,6 +70,7 @@ mod tests {
         let summary = latencies.summary().unwrap();
         let is_near = |found: f64, expected: f64| (found / expected - 1.0).abs() < 2e-3;
         assert!(is_near(summary.p50, 500.0) && is_near(summary.p99, 990.0), "{summary:?}");
+        assert!(is_near(summary.p95, 950.0), "{summary:?}");
         assert!(is_near(summary.max, 1000.0) && is_near(summary.mean, 500.5), "{summary:?}");
         assert_eq!(summary.count, 1000);
     }

@@ -57,6 +57,8 @@ pub(super) enum Failure {
 pub(super) struct Answer {
     /// From its arrival to the first piece; `None` if there was none.
     pub time_to_first: Option<Duration>,
+    /// When the first piece came.
+    pub first_at: Option<Instant>,
     /// From each piece to the next.
     pub gaps: Vec<Duration>,
     pub used: TokensUsed,
@@ -67,6 +69,7 @@ impl Answer {
         let Pieces(times) = pieces;
         Self {
             time_to_first: times.first().map(|first| *first - arrived_at),
+            first_at: times.first().copied(),
             gaps: times.windows(2).map(|pair| pair[1] - pair[0]).collect(),
             used: TokensUsed { completion: used.completion.or(Some(times.len() as u64)), ..used },
         }
@@ -75,5 +78,22 @@ impl Answer {
     /// From the first piece to the last.
     pub fn decode_time(&self) -> Duration {
         self.gaps.iter().sum()
+    }
+
+    /// When the last piece came.
+    pub fn last_at(&self) -> Option<Instant> {
+        self.first_at.map(|first| first + self.decode_time())
+    }
+
+    /// Tokens that came after `begin`, `end` included, every piece standing for as many as the others.
+    pub fn tokens_between(&self, begin: Instant, end: Instant) -> f64 {
+        let Some(first) = self.first_at else { return 0.0 };
+        let later = self.gaps.iter().scan(first, |now, gap| {
+            *now += *gap;
+            Some(*now)
+        });
+        let num_pieces = std::iter::once(first).chain(later).filter(|at| *at > begin && *at <= end).count();
+        let tokens_per_piece = self.used.completion.unwrap_or(0) as f64 / (self.gaps.len() + 1) as f64;
+        num_pieces as f64 * tokens_per_piece
     }
 }
