@@ -1,45 +1,21 @@
 //! Nothing is allocated for a layer's KV and attention once a step of that size was seen.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::alloc::System;
 
 use candle_core::{DType, Device, Tensor};
 use mistralrs_paged_attn::{AttentionPlan, KvCache, KvDType, KvLayout, RaggedBatch};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 /// The system's allocator, counting over all threads: the pool's work too.
-struct Counting;
-
-static NUM_ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-// SAFETY: every call goes to the system's allocator with its arguments as they are; counting touches no memory that
-// the allocator hands out.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        NUM_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        NUM_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-}
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// What `work` allocates, on whatever thread.
 fn count(work: impl FnOnce()) -> usize {
-    let before = NUM_ALLOCATIONS.load(Ordering::Relaxed);
+    let region = Region::new(ALLOCATOR);
     work();
-    NUM_ALLOCATIONS.load(Ordering::Relaxed) - before
+    let change = region.change();
+    change.allocations + change.reallocations
 }
 
 const BLOCK_SIZE: usize = 16;
