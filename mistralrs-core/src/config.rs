@@ -24,6 +24,9 @@ pub struct EngineConfig {
     /// Tokens one step may compute over all sequences (`--max-num-batched-tokens`).
     /// More: throughput. Fewer: inter-token latency.
     pub max_num_batched_tokens: usize,
+    /// How long a step may take that computes prompts while others wait for their next token: it gets as many of the
+    /// prompts' tokens as fit, and 32 at least. `None`: no limit.
+    pub max_decode_stall: Option<Duration>,
     /// Requests that may wait for admission; one more is refused with [`crate::RequestError::QueueFull`].
     pub max_waiting_requests: usize,
     /// How long a request may wait for its first step; then it ends with [`crate::RequestError::QueueTimeout`]. `None`:
@@ -61,6 +64,7 @@ impl Default for EngineConfig {
         Self {
             max_num_seqs: 32,
             max_num_batched_tokens: 512,
+            max_decode_stall: Some(Duration::from_millis(500)),
             max_waiting_requests: 256,
             queue_timeout: Some(Duration::from_mins(5)),
             priority_aging: 32,

@@ -17,6 +17,7 @@ use crate::metrics::{ModelMetrics, Rejection};
 use crate::models::{CausalLm, StepBatch, StepOutput};
 use crate::packing::{self, PackedChunk};
 use crate::pooling::Pooling;
+use crate::prefill_pace::PrefillPace;
 use crate::request::FinishReason;
 use crate::sampling::SamplerScratch;
 use crate::scheduler::{Phase, ScheduledChunk, Scheduler, StepPlan};
@@ -37,6 +38,8 @@ pub(crate) struct Engine {
     host_rows: Vec<f32>,
     /// Guesses tokens where that pays.
     guesser: Guesser,
+    /// Keeps prompts from holding up decodes.
+    pace: PrefillPace,
     last_usage: BlockUsage,
 }
 
@@ -66,8 +69,15 @@ impl Engine {
             scratch: SamplerScratch::default(),
             host_rows: Vec::new(),
             guesser,
+            pace: PrefillPace::new(None),
             last_usage: BlockUsage::default(),
         }
+    }
+
+    /// Keeps prompts from holding up decodes for longer than `pace` says.
+    pub fn with_pace(mut self, pace: PrefillPace) -> Self {
+        self.pace = pace;
+        self
     }
 
     /// Steps until [`Admission::close`] and the last sequence's end. Sleeps when idle: the next request wakes it.
@@ -408,7 +418,10 @@ impl Engine {
         };
         let elapsed = started_at.elapsed();
         step.observe(elapsed.as_secs_f64());
-        if !has(Phase::Prefill) {
+        if has(Phase::Prefill) {
+            self.pace.observe(plan.num_tokens(), elapsed);
+            self.scheduler.limit_mixed_steps(self.pace.max_tokens());
+        } else {
             self.guesser.observe_step(plan.num_tokens(), elapsed);
         }
         self.metrics.tokens_processed.inc_by(plan.num_tokens() as u64);

@@ -24,6 +24,7 @@ pub mod model_router;
 pub mod models;
 mod packing;
 pub mod pooling;
+mod prefill_pace;
 pub mod request;
 pub mod sampling;
 pub mod scheduler;

@@ -23,6 +23,7 @@ use crate::loader::{self, LoadedModel, ModelDescription, chat_template::ChatTemp
 use crate::metrics::{EngineMetrics, ModelMetrics, Rejection};
 use crate::models::ModelShape;
 use crate::pooling::DeclaredPooling;
+use crate::prefill_pace::PrefillPace;
 use crate::request::{ChatPrompt, EmbedRequest, GenerateRequest, MAX_CACHE_SALT_BYTES, Priority, Prompt};
 use crate::sampling::{ChoiceSeed, Sampler, SamplerSetup, validate_logprobs};
 use crate::scheduler::{Scheduler, SchedulerConfig};
@@ -167,7 +168,8 @@ impl Model {
         }
         let admission = Arc::new(new_admission(config, num_blocks));
         let (shared, scheduler) = (Arc::clone(&admission), new_scheduler(config));
-        let engine = Engine::new(loaded.model, kv, scheduler, shared, model_metrics.clone(), guesser);
+        let engine = Engine::new(loaded.model, kv, scheduler, shared, model_metrics.clone(), guesser)
+            .with_pace(PrefillPace::new(config.max_decode_stall));
         let engine_ended = spawn_engine(engine, &admission)?;
         let info = ModelInfo {
             id,

@@ -144,6 +144,10 @@ struct EngineFlags {
     /// Tokens one step computes at most; more is throughput, fewer smoother streams [default: 512]
     #[arg(long, global = true, value_name = "N")]
     max_num_batched_tokens: Option<NonZeroUsize>,
+    /// Milliseconds that prompts may hold up running streams; longer prompts are computed in more parts; 0 is no limit
+    /// [default: 500]
+    #[arg(long, global = true, value_name = "MS")]
+    max_decode_stall_ms: Option<u64>,
     /// Seconds a request may wait for its first step before it is answered 503; 0 is no limit [default: 300]
     #[arg(long, global = true, value_name = "SECONDS")]
     queue_timeout_secs: Option<u64>,
@@ -266,6 +270,7 @@ impl EngineFlags {
         set(layer, "engine.seed", self.seed);
         set(layer, "engine.max_seqs", self.max_seqs);
         set(layer, "engine.max_num_batched_tokens", self.max_num_batched_tokens);
+        set(layer, "engine.max_decode_stall_ms", self.max_decode_stall_ms);
         set(layer, "engine.queue_timeout_secs", self.queue_timeout_secs);
         set(layer, "engine.max_model_len", self.max_model_len);
         set(layer, "engine.max_draft_tokens", self.max_draft_tokens);

@@ -92,12 +92,25 @@ pub struct Scheduler {
     waiting: BTreeMap<Rank, Sequence>,
     /// Of every sequence in either queue.
     ranks: HashMap<SequenceId, Rank>,
+    /// Of a step that decodes, in all.
+    max_mixed_tokens: usize,
 }
 
 impl Scheduler {
     /// Empty queues.
     pub fn new(config: SchedulerConfig) -> Self {
-        Self { config, running: Vec::new(), waiting: BTreeMap::new(), ranks: HashMap::new() }
+        Self {
+            config,
+            running: Vec::new(),
+            waiting: BTreeMap::new(),
+            ranks: HashMap::new(),
+            max_mixed_tokens: usize::MAX,
+        }
+    }
+
+    /// From now on steps that decode compute `max_tokens` at most, prompts included; at least one of a prompt.
+    pub fn limit_mixed_steps(&mut self, max_tokens: usize) {
+        self.max_mixed_tokens = max_tokens;
     }
 
     /// Puts a new sequence where its priority and its id say.

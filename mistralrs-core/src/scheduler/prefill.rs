@@ -58,7 +58,11 @@ impl Scheduler {
 
     fn prefill_budget(&self, plan: &StepPlan) -> usize {
         let max_tokens = self.config.max_num_batched_tokens;
-        max_tokens.saturating_sub(plan.num_tokens()).max(max_tokens.div_ceil(PREFILL_SHARE))
+        let budget = max_tokens.saturating_sub(plan.num_tokens()).max(max_tokens.div_ceil(PREFILL_SHARE));
+        if plan.chunks.is_empty() {
+            return budget;
+        }
+        budget.min(self.max_mixed_tokens.saturating_sub(plan.num_tokens()).max(1))
     }
 
     /// Admits the first that waits, if sequences and blocks allow; where it runs then.

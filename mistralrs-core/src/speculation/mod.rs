@@ -19,7 +19,8 @@ pub use draft::{Draft, DraftCost};
 pub(crate) use draft_model::DraftModel;
 pub(crate) use guesser::{Guesser, Verified};
 
-use pay::{Acceptance, StepCost};
+use pay::Acceptance;
+pub(crate) use pay::StepCost;
 use prompt_lookup::PromptLookup;
 
 /// Who made a guess; a metric label.

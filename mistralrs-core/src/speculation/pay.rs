@@ -168,6 +168,12 @@ impl StepCost {
         })
     }
 
+    /// Rows of a step that takes `time`; `None` before steps were seen, and where rows seem to cost nothing.
+    pub fn num_rows_within(&self, time: Duration) -> Option<usize> {
+        let line = self.line().filter(|line| line.per_row > 0.0)?;
+        Some(((time.as_secs_f64() - line.base) / line.per_row).max(0.0) as usize)
+    }
+
     /// `None` before anything was seen.
     fn line(&self) -> Option<Line> {
         if self.weight == 0.0 {

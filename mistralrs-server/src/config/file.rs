@@ -252,6 +252,9 @@ pub struct EngineSection {
     pub max_seqs: NonZeroUsize,
     /// Tokens one step computes at most over all sequences. More: throughput; fewer: smoother streams. Default 512.
     pub max_num_batched_tokens: NonZeroUsize,
+    /// Milliseconds that a step may take which computes prompts while others wait for their next token: a shorter part
+    /// of the prompts then, of 32 tokens at least; 0: no limit. Default 500.
+    pub max_decode_stall_ms: u64,
     /// Requests that may wait for a place; one more is answered 503. Default 256.
     pub max_waiting_requests: usize,
     /// Seconds a request may wait for its first step before it is answered 503; 0: for as long as its client
@@ -295,6 +298,7 @@ impl Default for EngineSection {
         Self {
             max_seqs: not_zero(engine.max_num_seqs),
             max_num_batched_tokens: not_zero(engine.max_num_batched_tokens),
+            max_decode_stall_ms: engine.max_decode_stall.map_or(0, |stall| stall.as_millis() as u64),
             max_waiting_requests: engine.max_waiting_requests,
             queue_timeout_secs: engine.queue_timeout.map_or(0, |timeout| timeout.as_secs()),
             priority_aging_requests: engine.priority_aging,

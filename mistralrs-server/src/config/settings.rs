@@ -364,6 +364,7 @@ fn engine(section: &EngineSection, drain_timeout: Duration) -> Result<EngineConf
     Ok(EngineConfig {
         max_num_seqs: section.max_seqs.get(),
         max_num_batched_tokens: section.max_num_batched_tokens.get(),
+        max_decode_stall: Some(Duration::from_millis(section.max_decode_stall_ms)).filter(|stall| !stall.is_zero()),
         max_waiting_requests: section.max_waiting_requests,
         queue_timeout: seconds(section.queue_timeout_secs),
         priority_aging: section.priority_aging_requests,

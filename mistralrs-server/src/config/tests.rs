@@ -280,6 +280,7 @@ fn the_printed_configuration_has_no_secrets_and_names_variables() {
     [engine]
     max_seqs = 32
     max_num_batched_tokens = 512
+    max_decode_stall_ms = 500
     max_waiting_requests = 256
     queue_timeout_secs = 300
     priority_aging_requests = 32

@@ -139,3 +139,25 @@ fn decodes_all_run_in_every_step_and_the_first_prompt_gets_its_share() {
     }
     assert_eq!(num_steps, (num_tokens * PREFILL_SHARE).div_ceil(config.max_num_batched_tokens), "the stated bound");
 }
+
+#[test]
+fn a_limit_on_mixed_steps_cuts_prompts_only_where_others_decode() {
+    let mut bench = Bench::new(64, WIDE);
+    bench.scheduler.limit_mixed_steps(4);
+    bench.submit(20);
+    let mut steps = bench.steps(1);
+    bench.submit(7);
+    steps += &bench.steps(3);
+    bench.scheduler.limit_mixed_steps(1);
+    bench.submit(3);
+    steps += &bench.steps(3);
+    insta::assert_snapshot!(steps, @"
+    prefill 0x20
+    decode 0x1 | prefill 1x3
+    decode 0x1 | prefill 1x3
+    decode 0x1 1x1
+    decode 0x1 1x1 | prefill 2x1
+    decode 0x1 1x1 | prefill 2x1
+    decode 0x1 1x1 2x1
+    ");
+}
