@@ -63,20 +63,20 @@ pub(super) struct Panel<'a> {
     pub rows: Range<usize>,
 }
 
-/// Computes `panel`. Elements are widened on the way, for every strip of rows again; or once, to `scratch`, if that has room.
+/// Computes `panel`.
 ///
 /// # Safety
 /// The CPU has `level`; `panel.weights` holds as many tiles as `panel.tiles` says, `activations` the rows; `out` holds a row of
 /// N values for every row of `activations`, and nobody else touches this panel's part of it.
-pub(super) unsafe fn run(level: Level, panel: &Panel<'_>, scratch: &mut [u8]) {
+pub(super) unsafe fn run(level: Level, panel: &Panel<'_>) {
     // SAFETY: the caller's promise is the callee's.
     unsafe {
         match level {
-            Level::Plain => by_format::<PlainLanes>(panel, scratch),
+            Level::Plain => by_format::<PlainLanes>(panel),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => super::x86::run_avx2(panel, scratch),
+            Level::Avx2 => super::x86::run_avx2(panel),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => super::x86::run_avx512(panel, scratch),
+            Level::Avx512 => super::x86::run_avx512(panel),
         }
     }
 }
@@ -86,33 +86,65 @@ pub(super) unsafe fn run(level: Level, panel: &Panel<'_>, scratch: &mut [u8]) {
 /// # Safety
 /// As [`run`]'s, for the level of `L`.
 #[inline(always)]
-pub(super) unsafe fn by_format<L: Lanes>(panel: &Panel<'_>, scratch: &mut [u8]) {
-    let num_elements = panel.tiles.len() * panel.num_inputs * TILE;
-    let is_widened = scratch.len() >= num_elements * size_of::<f32>();
-    // SAFETY: the caller's promise is the callee's; the format names how the tiles were packed, and there is room for them.
+pub(super) unsafe fn by_format<L: Lanes>(panel: &Panel<'_>) {
+    // SAFETY: the caller's promise is the callee's; the format names how the tiles were packed.
     unsafe {
         match panel.format {
-            FloatFormat::F32 => return by_rows::<L, f32>(panel),
-            FloatFormat::F16 if !is_widened => return by_rows::<L, f16>(panel),
-            FloatFormat::Bf16 if !is_widened => return by_rows::<L, bf16>(panel),
-            FloatFormat::F16 => widen::<L, f16>(panel.weights, num_elements, scratch),
-            FloatFormat::Bf16 => widen::<L, bf16>(panel.weights, num_elements, scratch),
+            FloatFormat::F32 => by_rows::<L, f32>(panel),
+            FloatFormat::F16 => by_rows::<L, f16>(panel),
+            FloatFormat::Bf16 => by_rows::<L, bf16>(panel),
         }
-        let (tiles, rows) = (panel.tiles.clone(), panel.rows.clone());
-        by_rows::<L, f32>(&Panel { weights: scratch, format: FloatFormat::F32, tiles, rows, ..*panel });
     }
+}
+
+/// Tiles' elements, and room for them as f32.
+pub(super) struct Widening<'a> {
+    pub from: &'a [u8],
+    pub format: FloatFormat,
+    pub num_elements: usize,
+    pub to: &'a mut [u8],
 }
 
 /// Writes elements as f32.
 ///
 /// # Safety
-/// As [`run`]'s; so many elements are in `weights`, and have room in `scratch`.
+/// The CPU has `level`; so many elements, whole tiles, are there and have room.
+pub(super) unsafe fn widen(level: Level, widening: &mut Widening<'_>) {
+    // SAFETY: the caller's promise is the callee's.
+    unsafe {
+        match level {
+            Level::Plain => widen_by_format::<PlainLanes>(widening),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => super::x86::widen_avx2(widening),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => super::x86::widen_avx512(widening),
+        }
+    }
+}
+
+/// # Safety
+/// As [`widen`]'s, for the level of `L`.
+#[inline(always)]
+pub(super) unsafe fn widen_by_format<L: Lanes>(widening: &mut Widening<'_>) {
+    // SAFETY: the caller's promise is the callee's.
+    unsafe {
+        match widening.format {
+            FloatFormat::F32 => widen_elements::<L, f32>(widening),
+            FloatFormat::F16 => widen_elements::<L, f16>(widening),
+            FloatFormat::Bf16 => widen_elements::<L, bf16>(widening),
+        }
+    }
+}
+
+/// # Safety
+/// As [`widen`]'s; elements are `E`.
 #[inline(always)]
 #[expect(clippy::cast_ptr_alignment, reason = "stores need none")]
-unsafe fn widen<L: Lanes, E: Element>(weights: &[u8], num_elements: usize, scratch: &mut [u8]) {
-    for at in (0..num_elements).step_by(TILE) {
-        // SAFETY: the caller's promise; tiles are whole.
-        unsafe { E::load::<L>(weights.as_ptr().cast::<E>().add(at)).store(scratch.as_mut_ptr().cast::<f32>().add(at)) };
+unsafe fn widen_elements<L: Lanes, E: Element>(widening: &mut Widening<'_>) {
+    let (from, to) = (widening.from.as_ptr().cast::<E>(), widening.to.as_mut_ptr().cast::<f32>());
+    for at in (0..widening.num_elements).step_by(TILE) {
+        // SAFETY: the caller's promise.
+        unsafe { E::load::<L>(from.add(at)).store(to.add(at)) };
     }
 }
 

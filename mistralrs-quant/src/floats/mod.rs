@@ -23,7 +23,7 @@ mod x86;
 /// Rows of activations one unit of work reads; keeps a unit's activations in the second-level cache.
 const ROWS_PER_UNIT: usize = 64;
 
-/// From so many rows of a unit on its tiles are widened to f32 first: three strips of the largest kernel.
+/// From so many rows on tiles are widened to f32 first: three strips of the largest kernel.
 const MIN_WIDENED_ROWS: usize = 24;
 
 /// What widened tiles may take: with as much for activations they have room in a second-level cache of 1 MB.
@@ -161,25 +161,32 @@ impl FloatMatrix {
         let row_chunks = num_rows.div_ceil(ROWS_PER_UNIT);
         let tile_bytes = TILE * self.num_inputs * self.format.element_bytes();
         let weights = storage::bytes(&self.storage);
+        let widened_bytes = self.widened_bytes(tiles_per_unit, num_rows);
         threads.run(num_tiles.div_ceil(tiles_per_unit) * row_chunks, &|units| {
-            for unit in units {
-                let first_tile = unit / row_chunks * tiles_per_unit;
-                let first_row = unit % row_chunks * ROWS_PER_UNIT;
-                let panel = kernel::Panel {
-                    weights: &weights[first_tile * tile_bytes..],
-                    format: self.format,
-                    num_inputs: self.num_inputs,
-                    activations,
-                    out,
-                    tiles: first_tile..num_tiles.min(first_tile + tiles_per_unit),
-                    rows: first_row..num_rows.min(first_row + ROWS_PER_UNIT),
-                };
-                with_scratch(self.widened_bytes(panel.tiles.len(), panel.rows.len()), |scratch| {
+            with_scratch(widened_bytes, |scratch| {
+                // Neighbouring units read the same tiles.
+                let mut widened = None;
+                for unit in units {
+                    let first_tile = unit / row_chunks * tiles_per_unit;
+                    let first_row = unit % row_chunks * ROWS_PER_UNIT;
+                    let tiles = first_tile..num_tiles.min(first_tile + tiles_per_unit);
+                    let (stored, num_inputs) = (&weights[first_tile * tile_bytes..], self.num_inputs);
+                    let (format, num_elements) = (self.format, tiles.len() * num_inputs * TILE);
+                    if widened_bytes > 0 && widened != Some(first_tile) {
+                        let mut widening = kernel::Widening { from: stored, format, num_elements, to: scratch };
+                        // SAFETY: the CPU has `level`, see below; `scratch` has room for so many tiles.
+                        unsafe { kernel::widen(level, &mut widening) };
+                        widened = Some(first_tile);
+                    }
+                    let rows = first_row..num_rows.min(first_row + ROWS_PER_UNIT);
+                    let (weights, format) =
+                        if widened.is_some() { (&*scratch, FloatFormat::F32) } else { (stored, format) };
+                    let panel = kernel::Panel { weights, format, num_inputs, activations, out, tiles, rows };
                     // SAFETY: `level` was detected on this CPU (or is the plain one); units are disjoint in (tile, row),
                     // all inside the sizes asserted above, and `run` returns only after every unit is done.
-                    unsafe { kernel::run(level, &panel, scratch) };
-                });
-            }
+                    unsafe { kernel::run(level, &panel) };
+                }
+            });
         });
     }
 

@@ -9,19 +9,31 @@ use core::arch::x86_64::{
 
 use half::{bf16, f16};
 
-use super::kernel::{Panel, by_format};
+use super::kernel::{Panel, Widening, by_format, widen_by_format};
 use super::lanes::Lanes;
 
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn run_avx512(panel: &Panel<'_>, scratch: &mut [u8]) {
+pub(super) unsafe fn run_avx512(panel: &Panel<'_>) {
     // SAFETY: the caller's promise is the callee's, and this function has the feature of its lanes.
-    unsafe { by_format::<Avx512Lanes>(panel, scratch) }
+    unsafe { by_format::<Avx512Lanes>(panel) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn run_avx2(panel: &Panel<'_>, scratch: &mut [u8]) {
+pub(super) unsafe fn run_avx2(panel: &Panel<'_>) {
     // SAFETY: the caller's promise is the callee's, and this function has the features of its lanes.
-    unsafe { by_format::<Avx2Lanes>(panel, scratch) }
+    unsafe { by_format::<Avx2Lanes>(panel) }
+}
+
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn widen_avx512(widening: &mut Widening<'_>) {
+    // SAFETY: as above.
+    unsafe { widen_by_format::<Avx512Lanes>(widening) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn widen_avx2(widening: &mut Widening<'_>) {
+    // SAFETY: as above.
+    unsafe { widen_by_format::<Avx2Lanes>(widening) }
 }
 
 #[derive(Clone, Copy)]
