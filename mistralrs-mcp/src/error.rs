@@ -22,6 +22,21 @@ pub enum GatewayError {
         /// Qualified names of those it could be.
         candidates: Vec<String>,
     },
+    /// No prompt has this name, or several upstreams have one of it.
+    #[error("unknown prompt `{0}`; `prompts/list` names those there are")]
+    UnknownPrompt(String),
+    /// No upstream has a resource of this URI.
+    #[error("unknown resource `{0}`; `resources/list` names those there are")]
+    UnknownResource(String),
+    /// A method that no upstream is asked.
+    #[error("method `{0}` is not served here")]
+    NotForwarded(String),
+    /// All clients together listen to as many resources as is allowed.
+    #[error("{limit} resources are subscribed to already")]
+    TooManySubscriptions {
+        /// How many.
+        limit: usize,
+    },
     /// The access policy refuses it.
     #[error("tool `{tool}` is not allowed: {reason}")]
     Denied {
@@ -63,7 +78,7 @@ pub enum GatewayError {
         reason: String,
     },
     /// No answer before the deadline.
-    #[error("tool `{tool}` did not answer within {waited:?}")]
+    #[error("`{tool}` did not answer within {waited:?}")]
     Timeout {
         /// Qualified name.
         tool: String,
@@ -89,6 +104,12 @@ pub enum GatewayError {
         /// What it was.
         answer: &'static str,
     },
+    /// The upstream needs to know something of the client before it answers.
+    #[error("it needs an answer of the client first, which is not to be had: {reason}")]
+    Unanswered {
+        /// Why not.
+        reason: String,
+    },
     /// The gateway is ending.
     #[error("the gateway is shutting down")]
     ShuttingDown,
@@ -109,6 +130,10 @@ impl GatewayError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::UnknownTool(_) | Self::AmbiguousTool { .. } => "unknown_tool",
+            Self::UnknownPrompt(_) => "unknown_prompt",
+            Self::UnknownResource(_) => "unknown_resource",
+            Self::NotForwarded(_) => "not_forwarded",
+            Self::TooManySubscriptions { .. } => "too_many_subscriptions",
             Self::Denied { .. } => "denied",
             Self::InvalidArguments { .. } => "invalid_arguments",
             Self::Unavailable { .. } => "unavailable",
@@ -118,6 +143,7 @@ impl GatewayError {
             Self::Cancelled => "cancelled",
             Self::Refused { .. } => "refused",
             Self::UnexpectedAnswer { .. } => "unexpected_answer",
+            Self::Unanswered { .. } => "unanswered",
             Self::ShuttingDown => "shutting_down",
         }
     }

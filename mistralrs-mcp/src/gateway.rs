@@ -1,20 +1,30 @@
 //! The door: what the server calls.
+#![expect(deprecated, reason = "logging is what every client before 2026-07-28 knows")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use rmcp::model::{CallToolResult, JsonObject, Tool};
-use tokio::sync::watch;
+use mistralrs_telemetry::Mutex;
+use rmcp::model::{
+    CallToolRequest, CallToolRequestParams, CallToolResult, ClientRequest, JsonObject, LoggingLevel, Prompt,
+    RequestMetaObject, Resource, ResourceTemplate, ServerResult, Tool,
+};
+use serde_json::Value;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::config::GatewayConfig;
+use crate::config::{GatewayConfig, ToolListing, UpstreamId};
+use crate::downstream::{Downstream, DownstreamId};
 use crate::error::GatewayError;
 use crate::local_tools::{LocalTools, ProgressSink};
-use crate::mcp_server::downstream_peers::DownstreamPeers;
+use crate::mcp_server::caller::{SessionState, severity};
+use crate::mcp_server::downstream_peers::{DownstreamPeers, ListChanges};
 use crate::mcp_server::handler::GatewayHandler;
+use crate::mcp_server::namespace::native_name;
 use crate::mcp_server::native_tools::NativeTools;
+use crate::mcp_server::search_tool::{self, ToolQuery};
+use crate::mcp_server::subscriptions::Subscriber;
 use crate::mcp_server::tool_forwarder::ToolForwarder;
-use crate::metrics::GatewayMetrics;
+use crate::metrics::{Answered, GatewayMetrics, ToolKind, ToolMetrics};
 
 /// No call lives longer, whatever it does: the longest that a generation on a slow machine takes. Upstream calls end
 /// sooner, at their own `tool_timeout_seconds`.
@@ -49,6 +59,33 @@ pub struct CallContext {
     pub cancellation: CancellationToken,
     /// Where progress goes, if the caller wants it.
     pub progress: Option<Arc<dyn ProgressSink>>,
+    /// Who is waiting, for what an upstream asks and logs meanwhile; absent if nobody could answer.
+    pub downstream: Option<Arc<dyn Downstream>>,
+    /// What the caller said beside its request (trace context, for one); what is the protocol's own is not passed on.
+    pub meta: RequestMetaObject,
+}
+
+impl CallContext {
+    /// Of a caller that wants nothing but the answer.
+    pub fn new(principal: Principal) -> Self {
+        Self {
+            principal,
+            deadline: Gateway::call_deadline(),
+            cancellation: CancellationToken::new(),
+            progress: None,
+            downstream: None,
+            meta: RequestMetaObject::default(),
+        }
+    }
+}
+
+/// How an upstream stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamStatus {
+    /// Its name in the configuration.
+    pub id: UpstreamId,
+    /// Why it has no connection; `None` if it has one.
+    pub failure: Option<String>,
 }
 
 /// All tools, native and upstream, behind one name space.
@@ -56,6 +93,10 @@ pub struct Gateway {
     native: NativeTools,
     forwarder: ToolForwarder,
     peers: Arc<DownstreamPeers>,
+    /// Sessions that said which log messages they want; written by each that does.
+    loggers: Mutex<Vec<Weak<SessionState>>>,
+    /// If `search_tools` stands in for the list of upstream tools: where its calls are counted.
+    search: Option<ToolMetrics>,
     shutdown: CancellationToken,
     /// Ends the background work of a gateway that is dropped without a shutdown.
     _guard: DropGuard,
@@ -73,15 +114,21 @@ impl Gateway {
         metrics: GatewayMetrics,
     ) -> Result<Arc<Self>, GatewayError> {
         let native = NativeTools::new(local, config.access.clone(), &metrics);
-        let forwarder = ToolForwarder::start(config, native.names(), metrics).await;
+        let mut reserved = native.names();
+        let search = (config.listing == ToolListing::Searched).then(|| {
+            reserved.insert(search_tool::NAME.to_owned());
+            metrics.tool(search_tool::NAME, ToolKind::Native)
+        });
+        let forwarder = ToolForwarder::start(config, reserved, metrics).await;
         let peers = Arc::new(DownstreamPeers::new());
         let shutdown = CancellationToken::new();
         let guard = shutdown.clone().drop_guard();
         tokio::spawn(Arc::clone(&peers).announce(forwarder.changes(), shutdown.clone()));
-        Ok(Arc::new(Self { native, forwarder, peers, shutdown, _guard: guard }))
+        let loggers = Mutex::new("log_levels", Vec::new());
+        Ok(Arc::new(Self { native, forwarder, peers, loggers, search, shutdown, _guard: guard }))
     }
 
-    /// An MCP server over this gateway. Clone it for each session or request.
+    /// An MCP server over this gateway, for one client: take one for each session, and for each request without one.
     pub fn handler(self: &Arc<Self>) -> GatewayHandler {
         GatewayHandler::new(Arc::clone(self))
     }
@@ -94,8 +141,22 @@ impl Gateway {
     /// Native tools first, then upstream ones in catalog order: what `principal` may call.
     pub fn list_tools(&self, principal: &Principal) -> Vec<Tool> {
         let mut tools = self.native.list_tools(principal);
-        tools.extend(self.forwarder.list_tools(principal));
+        match self.search {
+            None => tools.extend(self.forwarder.list_tools(principal)),
+            Some(_) if self.native.allows(principal, search_tool::NAME) => tools.push(search_tool::describe()),
+            Some(_) => {}
+        }
         tools
+    }
+
+    /// How the upstreams stand at this moment, in configuration order.
+    pub fn upstreams(&self) -> Vec<UpstreamStatus> {
+        self.forwarder.upstreams()
+    }
+
+    /// What `query` tells of the upstream tools it finds, best first, of those that `principal` may call.
+    pub fn search_tools(&self, query: &ToolQuery, principal: &Principal) -> Vec<Value> {
+        self.forwarder.search_tools(query, principal)
     }
 
     /// Calls a native or an upstream tool. `isError` results are `Ok`.
@@ -103,13 +164,100 @@ impl Gateway {
     /// # Errors
     /// [`GatewayError`]; [`crate::mcp_server::answer`] says it in JSON-RPC.
     pub async fn call_tool(&self, call: ToolCall, context: CallContext) -> Result<CallToolResult, GatewayError> {
+        let name = call.name.clone();
+        let params = CallToolRequestParams::new(call.name).with_arguments(call.arguments);
+        match self.forward(CallToolRequest::new(params).into(), &context).await? {
+            ServerResult::CallToolResult(result) => Ok(result),
+            ServerResult::InputRequiredResult(_) => {
+                Err(GatewayError::Unanswered { reason: "this caller answers no questions".to_owned() })
+            }
+            _ => {
+                Err(GatewayError::UnexpectedAnswer { upstream: UpstreamId::new(&name), answer: "no result of a call" })
+            }
+        }
+    }
+
+    /// Answers a call, a read, a prompt or a completion: here, or where it belongs.
+    ///
+    /// # Errors
+    /// As [`Self::call_tool`].
+    pub(crate) async fn forward(
+        &self,
+        request: ClientRequest,
+        context: &CallContext,
+    ) -> Result<ServerResult, GatewayError> {
         if self.shutdown.is_cancelled() {
             return Err(GatewayError::ShuttingDown);
         }
-        if self.native.has(&call.name) {
-            self.native.call(&call, &context).await
-        } else {
-            self.forwarder.forward(&call, &context).await
+        match request {
+            ClientRequest::CallToolRequest(call) if self.native.has(&call.params.name) => {
+                self.native.call(call.params, context).await
+            }
+            ClientRequest::CallToolRequest(call) if native_name(&call.params.name) == search_tool::NAME => {
+                self.call_search(call.params, context).await
+            }
+            request => self.forwarder.forward(request, context).await,
+        }
+    }
+
+    async fn call_search(
+        &self,
+        call: CallToolRequestParams,
+        context: &CallContext,
+    ) -> Result<ServerResult, GatewayError> {
+        let Some(metrics) = self.search.as_ref().filter(|_| self.native.allows(&context.principal, search_tool::NAME))
+        else {
+            // An upstream may have a tool of this name.
+            return self.forwarder.forward(CallToolRequest::new(call).into(), context).await;
+        };
+        let started = Instant::now();
+        let query = ToolQuery::from_arguments(call.arguments.unwrap_or_default());
+        let outcome = query
+            .map(|query| search_tool::result(&self.search_tools(&query, &context.principal)).into())
+            .map_err(|reason| GatewayError::InvalidArguments { tool: search_tool::NAME.to_owned(), reason });
+        metrics.record(started.elapsed(), outcome.as_ref().map(Answered::of_result));
+        outcome
+    }
+
+    /// Prompts of upstreams that `principal` may get.
+    pub fn list_prompts(&self, principal: &Principal) -> Vec<Prompt> {
+        self.forwarder.list_prompts(principal)
+    }
+
+    /// Resources of upstreams that `principal` may read.
+    pub fn list_resources(&self, principal: &Principal) -> Vec<Resource> {
+        self.forwarder.list_resources(principal)
+    }
+
+    /// Their templates.
+    pub fn list_templates(&self, principal: &Principal) -> Vec<ResourceTemplate> {
+        self.forwarder.list_templates(principal)
+    }
+
+    pub(crate) async fn subscribe(&self, subscriber: Subscriber, principal: &Principal) -> Result<(), GatewayError> {
+        self.forwarder.subscribe(subscriber, principal).await
+    }
+
+    pub(crate) async fn unsubscribe(
+        &self,
+        uri: &str,
+        id: DownstreamId,
+        principal: &Principal,
+    ) -> Result<(), GatewayError> {
+        self.forwarder.unsubscribe(uri, id, principal).await
+    }
+
+    /// A session wants `level` from now on: upstreams say as much as the most curious of them wants.
+    pub(crate) async fn set_log_level(&self, session: &Arc<SessionState>, level: LoggingLevel) {
+        let is_most_curious = {
+            let mut loggers = self.loggers.lock();
+            loggers.retain(|known| known.upgrade().is_some_and(|known| known.id != session.id));
+            let others = loggers.iter().filter_map(Weak::upgrade).map(|known| known.log_level()).min();
+            loggers.push(Arc::downgrade(session));
+            others.is_none_or(|others| severity(level) <= others)
+        };
+        if is_most_curious {
+            self.forwarder.set_log_level(level).await;
         }
     }
 
@@ -123,7 +271,7 @@ impl Gateway {
         &self.peers
     }
 
-    pub(crate) fn tool_changes(&self) -> watch::Receiver<()> {
+    pub(crate) fn list_changes(&self) -> ListChanges {
         self.forwarder.changes()
     }
 

@@ -6,6 +6,7 @@
 //! **Never** here: tensors, axum, sockets that listen.
 
 pub mod config;
+pub mod downstream;
 pub mod error;
 pub mod gateway;
 pub mod local_tools;
@@ -15,9 +16,11 @@ mod reliability;
 #[cfg(feature = "tool-forwarding")]
 mod upstream;
 
+pub use downstream::{Downstream, DownstreamId};
 pub use error::GatewayError;
-pub use gateway::{CallContext, Gateway, Principal, ToolCall};
+pub use gateway::{CallContext, Gateway, Principal, ToolCall, UpstreamStatus};
 pub use local_tools::{LocalTool, LocalToolError, LocalTools, ProgressSink, ProgressUpdate};
 pub use mcp_server::handler::GatewayHandler;
+pub use mcp_server::search_tool::{Detail, ToolQuery};
 pub use metrics::GatewayMetrics;
 pub use rmcp;

@@ -12,7 +12,7 @@ use mistralrs_telemetry::registry::{counter, histogram, register};
 #[cfg(feature = "tool-forwarding")]
 use prometheus::IntGaugeVec;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, Registry};
-use rmcp::model::CallToolResult;
+use rmcp::model::ServerResult;
 
 #[cfg(feature = "tool-forwarding")]
 use crate::config::UpstreamId;
@@ -39,6 +39,15 @@ pub struct GatewayMetrics {
     upstream_restarts: IntCounterVec,
     /// Tool names that have a label of their own; catalogs of several upstreams ask at once.
     labels: Arc<Mutex<HashSet<String>>>,
+}
+
+/// How a tool that was called answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answered {
+    /// With a result, or with what it needs to go on.
+    Well,
+    /// With `isError`.
+    WithError,
 }
 
 /// One tool's handles, looked up once when the tool becomes known.
@@ -185,17 +194,27 @@ impl GatewayMetrics {
     }
 }
 
+impl Answered {
+    /// By what the tool said of its result.
+    pub(crate) fn of_result(result: &ServerResult) -> Self {
+        match result {
+            ServerResult::CallToolResult(result) if result.is_error == Some(true) => Self::WithError,
+            _ => Self::Well,
+        }
+    }
+}
+
 impl ToolMetrics {
     /// Counts a finished call. A tool that reports an error has answered, so it is counted with its own word.
-    pub(crate) fn record(&self, waited: Duration, outcome: &Result<CallToolResult, GatewayError>) {
+    pub(crate) fn record(&self, waited: Duration, outcome: Result<Answered, &GatewayError>) {
         self.calls.inc();
         self.of_kind.inc();
         if let Some(duration) = &self.duration {
             duration.observe(waited.as_secs_f64());
         }
         let kind = match outcome {
-            Ok(result) if result.is_error == Some(true) => "reported",
-            Ok(_) => return,
+            Ok(Answered::WithError) => "reported",
+            Ok(Answered::Well) => return,
             Err(error) => error.kind(),
         };
         self.errors.with_label_values(&[&*self.label, kind]).inc();

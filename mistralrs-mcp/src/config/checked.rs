@@ -51,6 +51,18 @@ pub struct GatewayConfig {
     pub naming: NamingConfig,
     /// Which tools may be listed and called.
     pub access: AccessPolicy,
+    /// Whether upstream tools are listed, or found by a search.
+    pub listing: ToolListing,
+}
+
+/// How clients learn of upstream tools.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ToolListing {
+    /// `tools/list` has all of them.
+    #[default]
+    Whole,
+    /// `tools/list` has `search_tools` in their place.
+    Searched,
 }
 
 /// How upstream tools are named.
@@ -94,6 +106,10 @@ pub enum TransportConfig {
     Stdio(StdioConfig),
     /// A URL.
     StreamableHttp(HttpConfig),
+    /// A URL of the transport of 2024-11-05.
+    LegacySse(HttpConfig),
+    /// A `ws://` or `wss://` URL.
+    WebSocket(HttpConfig),
 }
 
 /// A child process that speaks one JSON-RPC message a line.
@@ -109,7 +125,7 @@ pub struct StdioConfig {
     pub cwd: Option<PathBuf>,
 }
 
-/// A streamable-HTTP endpoint.
+/// An endpoint with a URL.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpConfig {
     /// The endpoint.
@@ -146,7 +162,8 @@ impl GatewayConfig {
             ));
         }
         let naming = NamingConfig { strategy: forwarding.namespace_strategy, separator: forwarding.separator };
-        Ok(Self { upstreams, naming, access })
+        let listing = if forwarding.search.as_tool { ToolListing::Searched } else { ToolListing::Whole };
+        Ok(Self { upstreams, naming, access, listing })
     }
 }
 
@@ -191,7 +208,9 @@ impl UpstreamConfig {
     pub fn new(name: &str, transport: TransportConfig) -> Self {
         let connect_timeout = match transport {
             TransportConfig::Stdio(_) => DEFAULT_CONNECT_TIMEOUT_STDIO,
-            TransportConfig::StreamableHttp(_) => DEFAULT_CONNECT_TIMEOUT_HTTP,
+            TransportConfig::StreamableHttp(_) | TransportConfig::LegacySse(_) | TransportConfig::WebSocket(_) => {
+                DEFAULT_CONNECT_TIMEOUT_HTTP
+            }
         };
         Self {
             id: UpstreamId::new(name),
@@ -306,23 +325,24 @@ fn check_timeout(key: &str, seconds: Option<f64>) -> Result<Option<Duration>, Co
 
 fn check_transport(server: ServerConfig) -> Result<TransportConfig, ConfigError> {
     let transport = match (server.transport, &server.command, &server.url) {
-        (Some(TransportName::Sse), ..) => {
-            return Err(ConfigError::not_supported(
-                "transport",
-                "the legacy SSE transport (most such servers also speak `http`)",
-            ));
-        }
-        (Some(TransportName::WebSocket), ..) => return Err(ConfigError::not_supported("transport", "WebSocket")),
         (_, Some(_), Some(_)) => return Err(ConfigError::invalid("url", "a server has `command` or `url`, not both")),
         (None, None, None) => return Err(ConfigError::invalid("command", "a server needs `command` or `url`")),
         (Some(TransportName::Stdio) | None, Some(_), None) => TransportName::Stdio,
-        (Some(TransportName::Http) | None, None, Some(_)) => TransportName::Http,
+        // mistral.rs's files and many others tell by the URL alone.
+        (None | Some(TransportName::Http), None, Some(url)) if is_web_socket(url) => TransportName::WebSocket,
+        (None, None, Some(_)) => TransportName::Http,
+        (Some(transport), None, Some(_)) if transport != TransportName::Stdio => transport,
         (Some(TransportName::Stdio), ..) => {
             return Err(ConfigError::invalid("command", "the transport `stdio` needs it"));
         }
-        (Some(TransportName::Http), ..) => return Err(ConfigError::invalid("url", "the transport `http` needs it")),
+        (Some(_), ..) => return Err(ConfigError::invalid("url", "this transport needs it")),
     };
-    if transport == TransportName::Stdio { check_stdio(server) } else { check_http(server) }
+    match transport {
+        TransportName::Stdio => check_stdio(server),
+        TransportName::Http => check_url(server, ["http", "https"]).map(TransportConfig::StreamableHttp),
+        TransportName::Sse => check_url(server, ["http", "https"]).map(TransportConfig::LegacySse),
+        TransportName::WebSocket => check_url(server, ["ws", "wss"]).map(TransportConfig::WebSocket),
+    }
 }
 
 fn check_stdio(server: ServerConfig) -> Result<TransportConfig, ConfigError> {
@@ -344,7 +364,11 @@ fn check_stdio(server: ServerConfig) -> Result<TransportConfig, ConfigError> {
     Ok(TransportConfig::Stdio(StdioConfig { command, args: server.args, env: server.env, cwd: server.cwd }))
 }
 
-fn check_http(server: ServerConfig) -> Result<TransportConfig, ConfigError> {
+fn is_web_socket(url: &str) -> bool {
+    url.starts_with("ws://") || url.starts_with("wss://")
+}
+
+fn check_url(server: ServerConfig, schemes: [&str; 2]) -> Result<HttpConfig, ConfigError> {
     for (key, is_present) in
         [("args", !server.args.is_empty()), ("env", !server.env.is_empty()), ("cwd", server.cwd.is_some())]
     {
@@ -355,12 +379,11 @@ fn check_http(server: ServerConfig) -> Result<TransportConfig, ConfigError> {
     let url = server.url.unwrap_or_default();
     let uri: Uri =
         url.parse().map_err(|error| ConfigError::invalid("url", format!("`{url}` is not a URL: {error}")))?;
-    match uri.scheme_str() {
-        Some("http" | "https") if uri.host().is_some_and(|host| !host.is_empty()) => {}
-        Some("ws" | "wss") => return Err(ConfigError::not_supported("url", "WebSocket")),
-        _ => {
-            return Err(ConfigError::invalid("url", format!("`{url}` must begin with http:// or https:// and a host")));
-        }
+    let is_one = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme));
+    if !is_one || uri.host().is_none_or(str::is_empty) {
+        let [plain, secure] = schemes;
+        let message = format!("`{url}` must begin with {plain}:// or {secure}:// and a host");
+        return Err(ConfigError::invalid("url", message));
     }
     let headers = check_headers(&server.headers)?;
     let bearer_token = server.auth.map(|AuthConfig::Bearer { token }| token);
@@ -372,7 +395,7 @@ fn check_http(server: ServerConfig) -> Result<TransportConfig, ConfigError> {
             return Err(ConfigError::invalid("auth.token", "is empty or holds characters that no header can"));
         }
     }
-    Ok(TransportConfig::StreamableHttp(HttpConfig { url, headers, bearer_token }))
+    Ok(HttpConfig { url, headers, bearer_token })
 }
 
 fn check_headers(headers: &BTreeMap<String, Secret>) -> Result<HeaderMap, ConfigError> {

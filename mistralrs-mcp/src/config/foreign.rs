@@ -150,7 +150,7 @@ fn mistral_rs_server(server: MistralRsServer, defaults: ServerConfig) -> Result<
     match server.source {
         MistralRsSource::Http { url, timeout_secs, headers }
         | MistralRsSource::WebSocket { url, timeout_secs, headers } => {
-            // A WebSocket is told by its URL, `ws://` or `wss://`, where the checks refuse it by name.
+            // A WebSocket is told by its URL, `ws://` or `wss://`.
             config.url = Some(url);
             config.headers = headers.unwrap_or_default();
             config.tool_timeout_seconds = config.tool_timeout_seconds.or(timeout_secs);

@@ -16,12 +16,13 @@ mod sections;
 mod tests;
 
 pub use checked::{
-    GatewayConfig, HttpConfig, Namespace, NamingConfig, StdioConfig, TransportConfig, UpstreamConfig, UpstreamId,
+    GatewayConfig, HttpConfig, Namespace, NamingConfig, StdioConfig, ToolListing, TransportConfig, UpstreamConfig,
+    UpstreamId,
 };
 pub use error::ConfigError;
 pub use file::{FileFormat, mcp_config_from_value, parse_mcp_config};
 pub use interpolate::{Environment, interpolate};
 pub use sections::{
-    AuthConfig, McpClientConfig, NamespaceStrategy, NotYet, Secret, SecurityConfig, Separator, ServerConfig,
-    ToolForwardingConfig, TransportName,
+    AuthConfig, McpClientConfig, NamespaceStrategy, NotYet, SearchConfig, Secret, SecurityConfig, Separator,
+    ServerConfig, ToolForwardingConfig, TransportName,
 };

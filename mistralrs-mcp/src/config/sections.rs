@@ -28,7 +28,8 @@ pub struct ServerConfig {
     pub enabled: bool,
     /// Stands before its tool names. Default: `name`. Empty: its tools are listed under their own names.
     pub namespace: Option<String>,
-    /// How it is reached. Default: `stdio` with `command`, `http` with `url`.
+    /// How it is reached: `stdio`, `http`, `sse` (2024-11-05), `websocket`. Default: `stdio` with `command`, `websocket` with a
+    /// `ws://` or `wss://` URL, `http` with any other.
     pub transport: Option<TransportName>,
     /// Program to start, found in `PATH`.
     pub command: Option<String>,
@@ -40,7 +41,7 @@ pub struct ServerConfig {
     pub env: BTreeMap<String, Secret>,
     /// Its working directory. Default: ours.
     pub cwd: Option<PathBuf>,
-    /// The server's MCP endpoint, `http://` or `https://`.
+    /// The server's MCP endpoint: `http://`, `https://`, `ws://` or `wss://`.
     pub url: Option<String>,
     /// Headers sent with each request. Default: none.
     #[serde(default)]
@@ -95,6 +96,8 @@ pub struct ToolForwardingConfig {
     pub separator: Separator,
     /// Which tools may be listed and called. Default: all.
     pub security: SecurityConfig,
+    /// Finding tools by words.
+    pub search: SearchConfig,
     /// Not supported yet.
     pub aliases: Option<NotYet>,
     /// Not supported yet.
@@ -139,6 +142,15 @@ pub struct SecurityConfig {
     pub allowed_tools: Option<Vec<String>>,
     /// Tools that never pass, written the same way. Default: none.
     pub blocked_tools: Vec<String>,
+}
+
+/// `[tool_forwarding.search]`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SearchConfig {
+    /// `true`: `tools/list` has the tool `search_tools` in place of all upstream tools, which can still be called.
+    /// Default: `false`.
+    pub as_tool: bool,
 }
 
 /// A value that logs must not show.
@@ -200,6 +212,7 @@ impl Default for ToolForwardingConfig {
             namespace_strategy: NamespaceStrategy::default(),
             separator: Separator::default(),
             security: SecurityConfig::default(),
+            search: SearchConfig::default(),
             aliases: None,
             rate_limit: None,
             cache: None,

@@ -24,15 +24,18 @@ fn summary(upstream: &UpstreamConfig) -> String {
             let env: Vec<_> = env.iter().map(|(name, value)| format!("{name}={}", value.expose())).collect();
             format!("{command} {args:?} {env:?} {cwd:?}")
         }
-        TransportConfig::StreamableHttp(HttpConfig { url, headers, bearer_token }) => {
-            let headers: Vec<_> = headers
-                .iter()
-                .map(|(name, value)| format!("{name}: {}", value.to_str().expect("tests write ASCII")))
-                .collect();
-            format!("{url} {headers:?} {:?}", bearer_token.as_ref().map(Secret::expose))
-        }
+        TransportConfig::StreamableHttp(http) => url_told("", http),
+        TransportConfig::LegacySse(http) => url_told("sse ", http),
+        TransportConfig::WebSocket(http) => url_told("websocket ", http),
     };
     format!("{id} `{}` {transport} {connect_timeout:?} {tool_timeout:?} {max_concurrent_calls}", namespace.as_str())
+}
+
+fn url_told(transport: &str, http: &HttpConfig) -> String {
+    let HttpConfig { url, headers, bearer_token } = http;
+    let headers: Vec<_> =
+        headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().expect("tests write ASCII"))).collect();
+    format!("{transport}{url} {headers:?} {:?}", bearer_token.as_ref().map(Secret::expose))
 }
 
 fn check_toml(text: &str, expected: &str) {
@@ -88,7 +91,7 @@ fn mistral_rs_files_are_read() {
     );
     check_json(
         r#"{"servers": [{"name": "rt", "source": {"type": "WebSocket", "url": "wss://h/mcp"}}]}"#,
-        "`mcp_client.servers[0] (rt).url`: WebSocket is not supported in this version",
+        "rt `rt` websocket wss://h/mcp [] None 5s 30s 64",
     );
     check_json(
         r#"{"servers": [{"name": "rt", "source": {"type": "Process", "command": "x"}}], "auto_register_tools": false}"#,
@@ -117,7 +120,7 @@ fn files_of_desktop_clients_are_read() {
     );
     check_json(
         r#"{"mcpServers": {"old": {"type": "sse", "url": "http://h/sse"}}}"#,
-        "`mcp_client.servers[0] (old).transport`: the legacy SSE transport (most such servers also speak `http`) is not supported in this version",
+        "old `old` sse http://h/sse [] None 5s 30s 64",
     );
     check_json(
         r#"{"mcpServers": {"a": {"comand": "npx"}}}"#,
@@ -148,8 +151,8 @@ fn aggregator_files_are_read() {
             "`proxy`: the listener's address in this file (use --http-mcp-port) is not supported in this version",
         ),
         (
-            "- {id: ws, transport: websocket, url: 'ws://h'}",
-            "`mcp_client.servers[2] (ws).transport`: WebSocket is not supported in this version",
+            "- {id: ws, transport: websocket, url: 'http://h'}",
+            "`mcp_client.servers[2] (ws).url`: `http://h` must begin with ws:// or wss:// and a host",
         ),
         (
             "- {id: x, transport: http, url: 'http://h', auth: {type: bearer, token_env: NOPE}}",
@@ -189,7 +192,7 @@ fn what_is_wrong_is_named_with_its_place() {
             "name = 'a'\nurl = 'ftp://h'",
             "`mcp_client.servers[0] (a).url`: `ftp://h` must begin with http:// or https:// and a host",
         ),
-        ("name = 'a'\nurl = 'ws://h'", "`mcp_client.servers[0] (a).url`: WebSocket is not supported in this version"),
+        ("name = 'a'\ntransport = 'sse'\ncommand = 'x'", "`mcp_client.servers[0] (a).url`: this transport needs it"),
         (
             "name = 'a'\nurl = 'http://h'\nheaders = { Accept = 'x' }",
             "`mcp_client.servers[0] (a).headers.Accept`: is set by the protocol",

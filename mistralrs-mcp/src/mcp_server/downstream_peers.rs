@@ -1,4 +1,4 @@
-//! Downstream sessions that are told when the tools change.
+//! Downstream sessions that are told when a list changes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use mistralrs_telemetry::Mutex;
 use rmcp::RoleServer;
-use rmcp::service::Peer;
+use rmcp::service::{Peer, ServiceError};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,41 @@ const SETTLE_TIME: Duration = Duration::from_millis(50);
 
 /// Peers of live sessions; sessions come and go on any thread.
 pub(crate) struct DownstreamPeers(Mutex<Vec<Peer<RoleServer>>>);
+
+/// Each changes when a list of that kind does.
+pub(crate) struct ListChanges {
+    pub tools: watch::Receiver<()>,
+    pub prompts: watch::Receiver<()>,
+    pub resources: watch::Receiver<()>,
+}
+
+/// A list that changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChangedList {
+    Tools,
+    Prompts,
+    Resources,
+}
+
+impl ListChanges {
+    /// The next list that changed; `None` if none will any more.
+    pub async fn next(&mut self) -> Option<ChangedList> {
+        let (changed, list) = tokio::select! {
+            changed = self.tools.changed() => (changed, ChangedList::Tools),
+            changed = self.prompts.changed() => (changed, ChangedList::Prompts),
+            changed = self.resources.changed() => (changed, ChangedList::Resources),
+        };
+        changed.is_ok().then_some(list)
+    }
+
+    fn settle(&mut self, list: ChangedList) {
+        match list {
+            ChangedList::Tools => self.tools.mark_unchanged(),
+            ChangedList::Prompts => self.prompts.mark_unchanged(),
+            ChangedList::Resources => self.resources.mark_unchanged(),
+        }
+    }
+}
 
 impl DownstreamPeers {
     pub fn new() -> Self {
@@ -37,13 +72,13 @@ impl DownstreamPeers {
         }
     }
 
-    /// Tells all of them whenever `changes` does, until `shutdown`.
-    pub async fn announce(self: Arc<Self>, mut changes: watch::Receiver<()>, shutdown: CancellationToken) {
-        while let Some(Ok(())) = shutdown.run_until_cancelled(changes.changed()).await {
+    /// Tells all of them whenever a list changes, until `shutdown`.
+    pub async fn announce(self: Arc<Self>, mut changes: ListChanges, shutdown: CancellationToken) {
+        while let Some(Some(list)) = shutdown.run_until_cancelled(changes.next()).await {
             tokio::time::sleep(SETTLE_TIME).await;
-            changes.mark_unchanged();
+            changes.settle(list);
             let live = self.live();
-            join_all(live.iter().map(|peer| timeout(NOTIFY_TIMEOUT, peer.notify_tool_list_changed()))).await;
+            join_all(live.iter().map(|peer| timeout(NOTIFY_TIMEOUT, tell(peer, list)))).await;
         }
     }
 
@@ -51,5 +86,13 @@ impl DownstreamPeers {
         let mut peers = self.0.lock();
         peers.retain(|peer| !peer.is_transport_closed());
         peers.clone()
+    }
+}
+
+async fn tell(peer: &Peer<RoleServer>, list: ChangedList) -> Result<(), ServiceError> {
+    match list {
+        ChangedList::Tools => peer.notify_tool_list_changed().await,
+        ChangedList::Prompts => peer.notify_prompt_list_changed().await,
+        ChangedList::Resources => peer.notify_resource_list_changed().await,
     }
 }

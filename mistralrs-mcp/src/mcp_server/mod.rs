@@ -1,12 +1,23 @@
 //! The side downstreams see: names, policy, the catalog, and the way of a call.
 
+pub(crate) mod caller;
 #[cfg(feature = "tool-forwarding")]
 pub(crate) mod catalog;
 pub(crate) mod downstream_peers;
 pub mod handler;
 pub mod namespace;
 pub(crate) mod native_tools;
+#[cfg_attr(not(feature = "tool-forwarding"), expect(dead_code, reason = "there are no upstreams in this build"))]
+pub(crate) mod offers;
+mod questions;
+#[cfg(feature = "tool-forwarding")]
+pub(crate) mod search;
+pub mod search_tool;
 pub mod security;
+#[cfg_attr(not(feature = "tool-forwarding"), expect(dead_code, reason = "there are no upstreams in this build"))]
+pub(crate) mod subscriptions;
+#[cfg(feature = "tool-forwarding")]
+pub(crate) mod target;
 #[cfg(feature = "tool-forwarding")]
 pub(crate) mod tool_forwarder;
 #[cfg(not(feature = "tool-forwarding"))]
@@ -14,7 +25,8 @@ pub(crate) mod tool_forwarder;
 pub(crate) mod tool_forwarder;
 
 use rmcp::ErrorData;
-use rmcp::model::{CallToolResult, ContentBlock};
+use rmcp::model::{CallToolResult, ContentBlock, ErrorCode};
+use serde_json::json;
 
 use crate::error::GatewayError;
 
@@ -24,7 +36,7 @@ use crate::error::GatewayError;
 ///
 /// # Errors
 /// The JSON-RPC error.
-pub fn answer(outcome: Result<CallToolResult, GatewayError>) -> Result<CallToolResult, ErrorData> {
+pub fn answer<T: From<CallToolResult>>(outcome: Result<T, GatewayError>) -> Result<T, ErrorData> {
     match outcome {
         Ok(result) => Ok(result),
         Err(
@@ -32,8 +44,9 @@ pub fn answer(outcome: Result<CallToolResult, GatewayError>) -> Result<CallToolR
             | GatewayError::Busy { .. }
             | GatewayError::ConnectionLost { .. }
             | GatewayError::Timeout { .. }
-            | GatewayError::UnexpectedAnswer { .. }),
-        ) => Ok(CallToolResult::error(vec![ContentBlock::text(error.to_string())])),
+            | GatewayError::UnexpectedAnswer { .. }
+            | GatewayError::Unanswered { .. }),
+        ) => Ok(CallToolResult::error(vec![ContentBlock::text(error.to_string())]).into()),
         Err(error) => Err(to_error_data(error)),
     }
 }
@@ -43,7 +56,13 @@ pub fn answer(outcome: Result<CallToolResult, GatewayError>) -> Result<CallToolR
 pub fn to_error_data(error: GatewayError) -> ErrorData {
     match error {
         GatewayError::Refused { error, .. } => error,
+        GatewayError::UnknownResource(uri) => {
+            let message = GatewayError::UnknownResource(uri.clone()).to_string();
+            ErrorData::resource_not_found(message, Some(json!({ "uri": uri })))
+        }
+        GatewayError::NotForwarded(_) => ErrorData::new(ErrorCode::METHOD_NOT_FOUND, error.to_string(), None),
         GatewayError::UnknownTool(_)
+        | GatewayError::UnknownPrompt(_)
         | GatewayError::AmbiguousTool { .. }
         | GatewayError::Denied { .. }
         | GatewayError::InvalidArguments { .. } => ErrorData::invalid_params(error.to_string(), None),
@@ -52,6 +71,8 @@ pub fn to_error_data(error: GatewayError) -> ErrorData {
         | GatewayError::ConnectionLost { .. }
         | GatewayError::Timeout { .. }
         | GatewayError::UnexpectedAnswer { .. }
+        | GatewayError::Unanswered { .. }
+        | GatewayError::TooManySubscriptions { .. }
         | GatewayError::Cancelled
         | GatewayError::ShuttingDown => ErrorData::internal_error(error.to_string(), None),
     }

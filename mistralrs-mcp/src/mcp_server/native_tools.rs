@@ -4,14 +4,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use rmcp::model::{CallToolResult, Tool, ToolAnnotations};
+use rmcp::model::{CallToolRequestParams, CallToolResult, JsonObject, ServerResult, Tool, ToolAnnotations};
 
 use super::namespace::{NATIVE_NAMESPACE, native_name};
 use super::security::{AccessPolicy, Decision, ToolIdentity};
 use crate::error::GatewayError;
-use crate::gateway::{CallContext, Principal, ToolCall};
+use crate::gateway::{CallContext, Principal};
 use crate::local_tools::{LocalTool, LocalToolError, LocalTools};
-use crate::metrics::{GatewayMetrics, ToolKind, ToolMetrics};
+use crate::metrics::{Answered, GatewayMetrics, ToolKind, ToolMetrics};
 use crate::reliability::{self, CallLimits};
 
 /// The native tools, if the process has any.
@@ -45,23 +45,30 @@ impl NativeTools {
         self.metrics.contains_key(native_name(name))
     }
 
+    /// Whether `principal` may list and call what is native and named `tool`.
+    pub fn allows(&self, principal: &Principal, tool: &str) -> bool {
+        self.decide(principal, tool) == Decision::Allow
+    }
+
     /// Calls one.
     ///
     /// # Errors
     /// [`GatewayError`], if the tool did not run to its end.
-    pub async fn call(&self, call: &ToolCall, context: &CallContext) -> Result<CallToolResult, GatewayError> {
+    pub async fn call(&self, call: CallToolRequestParams, context: &CallContext) -> Result<ServerResult, GatewayError> {
         let started = Instant::now();
         let name = native_name(&call.name);
         let (Some(local), Some(metrics)) = (&self.local, self.metrics.get(name)) else {
-            return Err(GatewayError::UnknownTool(call.name.clone()));
+            return Err(GatewayError::UnknownTool(call.name.to_string()));
         };
         let limits =
             CallLimits { tool: name, started, deadline: context.deadline, cancellation: &context.cancellation };
+        let arguments = call.arguments.unwrap_or_default();
         let outcome = match self.decide(&context.principal, name) {
-            Decision::Allow => reliability::bounded(limits, run(local.as_ref(), name, call, context)).await,
+            Decision::Allow => reliability::bounded(limits, run(local.as_ref(), name, arguments, context)).await,
             Decision::Deny(reason) => Err(GatewayError::Denied { tool: name.to_owned(), reason }),
         };
-        metrics.record(started.elapsed(), &outcome);
+        let outcome = outcome.map(ServerResult::CallToolResult);
+        metrics.record(started.elapsed(), outcome.as_ref().map(Answered::of_result));
         outcome
     }
 
@@ -73,13 +80,13 @@ impl NativeTools {
 async fn run(
     local: &dyn LocalTools,
     name: &str,
-    call: &ToolCall,
+    arguments: JsonObject,
     context: &CallContext,
 ) -> Result<CallToolResult, GatewayError> {
     let cancellation = context.cancellation.child_token();
     // When this future is dropped, at the deadline or because the caller left, the model stops too.
     let _guard = cancellation.clone().drop_guard();
-    let answer = local.call(name, call.arguments.clone(), context.progress.as_deref(), cancellation).await;
+    let answer = local.call(name, arguments, context.progress.as_deref(), cancellation).await;
     answer.map_err(|error| match error {
         LocalToolError::Unknown(name) => GatewayError::UnknownTool(name),
         LocalToolError::InvalidArguments(reason) => GatewayError::InvalidArguments { tool: name.to_owned(), reason },

@@ -74,6 +74,12 @@ impl AccessPolicy {
         })
     }
 
+    /// Whether `principal` may see the resources and prompts of an upstream. Rules about tools say nothing of them.
+    pub fn allows_namespace(&self, _principal: &Principal, namespace: &str) -> bool {
+        let allowed = self.allowed_namespaces.as_ref();
+        allowed.is_none_or(|patterns| patterns.iter().any(|pattern| matches_glob(pattern, namespace)))
+    }
+
     /// Whether `principal` may list and call `tool`. The lists of allowed things are about upstream tools only; every
     /// one that is present must allow the tool.
     pub fn decide(&self, _principal: &Principal, tool: ToolIdentity<'_>) -> Decision {

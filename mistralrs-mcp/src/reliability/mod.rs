@@ -20,7 +20,7 @@ pub(crate) use retry::{IsRepeatable, RetryPolicy, run};
 /// When one call ends, whatever happens.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CallLimits<'a> {
-    /// For messages: qualified name of the tool.
+    /// For messages: what is asked for, under its qualified name.
     pub tool: &'a str,
     /// When the call arrived.
     pub started: Instant,
@@ -61,7 +61,7 @@ mod tests {
         let limits = CallLimits { tool: "u::t", started, deadline, cancellation: &cancellation };
         let never = || std::future::pending::<Result<(), GatewayError>>();
         let error = bounded(limits, never()).await.unwrap_err();
-        assert_eq!(error.to_string(), "tool `u::t` did not answer within 30s");
+        assert_eq!(error.to_string(), "`u::t` did not answer within 30s");
         cancellation.cancel();
         assert_eq!(bounded(limits, never()).await.unwrap_err().kind(), "cancelled");
     }

@@ -3,36 +3,36 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use http::StatusCode;
 use rmcp::RoleClient;
 use rmcp::model::{
-    CallToolRequest, CallToolRequestParams, CallToolResult, CancelledNotificationParam, ClientRequest, JsonObject,
-    ListToolsRequest, ListToolsResult, PaginatedRequestParams, RequestId, ServerResult, Tool,
+    CancelledNotificationParam, ClientRequest, ErrorData, GetExtensions, ProtocolVersion, RequestId, RequestMetaObject,
+    ServerPeerInfo, ServerResult,
 };
 use rmcp::service::{Peer, PeerRequestOptions, RequestHandle, RunningService, ServiceError};
 use rmcp::transport::DynamicTransportError;
 use rmcp::transport::streamable_http_client::StreamableHttpError;
-use serde_json::Value;
 use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::Error as WebSocketError;
 use tokio_util::sync::CancellationToken;
 
 use super::events::UpstreamEvents;
 use super::streamable_http::HttpError;
-use super::tap::{CallTicket, ConnectionState};
+use super::tap::{CallEvent, CallTicket, ConnectionState, Question};
 use crate::config::{UpstreamConfig, UpstreamId};
+use crate::downstream::Downstream;
 use crate::error::GatewayError;
-use crate::local_tools::{ProgressSink, ProgressUpdate};
+use crate::gateway::CallContext;
 
-/// A server that pages further gives the same page again and again.
-const MAX_LIST_PAGES: usize = 100;
-/// For one page of `tools/list`.
-const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Messages that may wait to be written, beside two for each call that may run (itself and its cancellation). With
 /// more the upstream has stopped reading and is connected anew: nothing else would ever remove what abandoned calls
 /// leave behind.
 const UNWRITTEN_SLACK: usize = 256;
-/// Reports of one call that wait for its reader. More are dropped: progress may have gaps, and the connection that
-/// all calls share must not wait for one of them.
-const MAX_WAITING_UPDATES: usize = 256;
+/// Metadata of the protocol itself, which each side of a gateway has its own of.
+const PROTOCOL_META_PREFIX: &str = "io.modelcontextprotocol/";
+const PROGRESS_TOKEN: &str = "progressToken";
 
 /// What callers hold of a connection.
 pub(super) struct Connection {
@@ -60,95 +60,73 @@ impl Connection {
         self.state.closed().is_cancelled() || self.peer.is_transport_closed()
     }
 
-    /// Calls a tool. Dropping the future sends `notifications/cancelled`.
+    /// Sends a request in the upstream's own names. Dropping the future sends `notifications/cancelled`.
     ///
     /// # Errors
     /// [`GatewayError::Unavailable`] if the upstream cannot have begun the call, otherwise what became of it.
-    pub async fn call_tool(
-        &self,
-        tool: &str,
-        arguments: JsonObject,
-        progress: Option<&dyn ProgressSink>,
-    ) -> Result<CallToolResult, GatewayError> {
+    pub async fn send(&self, mut request: ClientRequest, context: &CallContext) -> Result<ServerResult, GatewayError> {
         if self.state.num_unwritten() > self.max_unwritten {
             self.closed().cancel();
             return Err(self.unavailable("it has stopped reading its input"));
         }
-        let (ticket, updates) = CallTicket::new(progress.is_some().then_some(MAX_WAITING_UPDATES));
-        let mut request = CallToolRequest::new(CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments));
-        request.extensions.insert(ticket.clone());
-        let request = ClientRequest::CallToolRequest(request);
-        let answer = match self.peer.send_request_with_option(request, PeerRequestOptions::no_options()).await {
-            Ok(pending) => answer_of(pending, progress.zip(updates)).await,
+        let (ticket, events) = CallTicket::new(context.downstream.as_deref().map(Downstream::id));
+        request.extensions_mut().insert(ticket.clone());
+        let options = PeerRequestOptions::no_options().with_meta(self.meta_of(context));
+        let answer = match self.peer.send_request_with_option(request, options).await {
+            Ok(pending) => answer_of(pending, events, context).await,
             Err(error) => Err(error),
         };
-        match answer {
-            Ok(ServerResult::CallToolResult(result)) => Ok(result),
-            Ok(other) => Err(self.unexpected(&other)),
-            Err(error) => Err(self.explain(error, ticket.is_sent())),
-        }
+        answer.map_err(|error| self.explain(error, ticket.is_sent()))
     }
 
-    /// Lists all tools, over all pages; none from a server without the capability.
-    ///
-    /// # Errors
-    /// As [`Self::call_tool`].
-    pub async fn list_tools(&self) -> Result<Vec<Tool>, GatewayError> {
-        if self.peer.peer_info().is_some_and(|info| info.capabilities.tools.is_none()) {
-            return Ok(Vec::new());
-        }
-        let (mut tools, mut cursor) = (Vec::new(), None);
-        for _ in 0..MAX_LIST_PAGES {
-            let page = self.list_page(cursor.clone()).await?;
-            tools.extend(page.tools);
-            if page.next_cursor.is_none() || page.next_cursor == cursor {
-                return Ok(tools);
-            }
-            cursor = page.next_cursor;
-        }
-        tracing::warn!(upstream = %self.upstream, MAX_LIST_PAGES, "the tool list has too many pages; the rest is left out");
-        Ok(tools)
-    }
-
-    /// Not through rmcp's `Peer::list_tools`, which answers from its own cache where the upstream does not answer.
-    async fn list_page(&self, cursor: Option<String>) -> Result<ListToolsResult, GatewayError> {
-        let params = PaginatedRequestParams::default().with_cursor(cursor);
-        let request = ClientRequest::ListToolsRequest(ListToolsRequest::with_param(params));
-        let options = PeerRequestOptions::with_timeout(LIST_TIMEOUT);
+    /// Sends what nobody waits for: a refusal, or no answer within `limit`, is a line in the log.
+    pub async fn tell(&self, request: ClientRequest, limit: Duration) {
+        let options = PeerRequestOptions::with_timeout(limit);
         let answer = match self.peer.send_request_with_option(request, options).await {
             Ok(pending) => pending.await_response().await,
             Err(error) => Err(error),
         };
-        match answer {
-            Ok(ServerResult::ListToolsResult(page)) => Ok(page),
-            Ok(ServerResult::CustomResult(page)) => self.salvage(page.0),
-            Ok(other) => Err(self.unexpected(&other)),
-            Err(error) => Err(self.explain(error, true)),
+        if let Err(error) = answer {
+            tracing::debug!(upstream = %self.upstream, %error, "it did not take what it was told");
         }
     }
 
-    /// One tool that breaks the schema makes the whole page unreadable as such; the others are still good.
-    fn salvage(&self, mut page: Value) -> Result<ListToolsResult, GatewayError> {
-        let Some(Value::Array(entries)) = page.get_mut("tools").map(Value::take) else {
-            return Err(GatewayError::UnexpectedAnswer { upstream: self.upstream.clone(), answer: "no list of tools" });
-        };
-        let mut tools = Vec::new();
-        for entry in entries {
-            let name = entry.get("name").and_then(Value::as_str).unwrap_or("?").to_owned();
-            match serde_json::from_value(entry) {
-                Ok(tool) => tools.push(tool),
-                Err(error) => {
-                    tracing::warn!(upstream = %self.upstream, tool = name, %error, "tool left out: unreadable");
-                }
+    /// What the server said of itself when it was connected.
+    pub fn server(&self) -> Option<Arc<ServerPeerInfo>> {
+        self.peer.peer_info()
+    }
+
+    /// Whether it speaks 2026-07-28 or newer, without sessions and handshake.
+    pub fn is_modern(&self) -> bool {
+        self.server().is_some_and(|server| server.protocol_version.as_str() >= ProtocolVersion::V_2026_07_28.as_str())
+    }
+
+    pub fn upstream(&self) -> &UpstreamId {
+        &self.upstream
+    }
+
+    pub fn peer(&self) -> &Peer<RoleClient> {
+        &self.peer
+    }
+
+    /// The caller's own metadata (trace context, for one), and for a server that reads them in each request the
+    /// capabilities of that caller, where a connection has those of all.
+    fn meta_of(&self, context: &CallContext) -> RequestMetaObject {
+        let mut meta = context.meta.clone();
+        let log_level = meta.log_level();
+        meta.retain(|key, _| !key.starts_with(PROTOCOL_META_PREFIX) && key != PROGRESS_TOKEN);
+        if self.is_modern() {
+            let capabilities = context.downstream.as_deref().map(Downstream::capabilities);
+            meta.set_client_capabilities(capabilities.unwrap_or_default());
+            if let Some(level) = log_level {
+                meta.set_log_level(level);
             }
         }
-        let mut result = ListToolsResult::with_all_items(tools);
-        result.next_cursor = page.get("nextCursor").and_then(Value::as_str).map(str::to_owned);
-        Ok(result)
+        meta
     }
 
     /// What rmcp's error means for the call. A connection that can serve no other call is given up.
-    fn explain(&self, error: ServiceError, is_sent: bool) -> GatewayError {
+    pub fn explain(&self, error: ServiceError, is_sent: bool) -> GatewayError {
         let lost =
             |reason: &str| GatewayError::ConnectionLost { upstream: self.upstream.clone(), reason: reason.to_owned() };
         match error {
@@ -177,7 +155,7 @@ impl Connection {
         GatewayError::Unavailable { upstream: self.upstream.clone(), reason: reason.to_owned() }
     }
 
-    fn unexpected(&self, answer: &ServerResult) -> GatewayError {
+    pub fn unexpected(&self, answer: &ServerResult) -> GatewayError {
         let answer = match answer {
             ServerResult::InputRequiredResult(_) => "a question, which this version cannot pass on",
             ServerResult::CreateTaskResult(_) => "a task to poll, which was not asked for",
@@ -202,6 +180,16 @@ fn judge(error: &DynamicTransportError) -> SendFailure {
     if error.error.is::<std::io::Error>() {
         return SendFailure::NotBegun;
     }
+    if let Some(error) = error.error.downcast_ref::<reqwest::Error>() {
+        return match error.status() {
+            Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => SendFailure::Refused,
+            _ if error.is_connect() => SendFailure::NotBegun,
+            _ => SendFailure::Unknown,
+        };
+    }
+    if let Some(WebSocketError::ConnectionClosed | WebSocketError::AlreadyClosed) = error.error.downcast_ref() {
+        return SendFailure::NotBegun;
+    }
     match error.error.downcast_ref::<HttpError>() {
         Some(StreamableHttpError::Client(error)) if error.is_connect() => SendFailure::NotBegun,
         // rmcp has opened a new session already, or could not.
@@ -222,39 +210,55 @@ pub(super) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     innermost.to_string()
 }
 
-/// Waits for the answer and passes on what the upstream reports meanwhile.
+/// Waits for the answer and passes on what the upstream says meanwhile. In this task: rmcp knows by the task which of a
+/// client's requests a question belongs to.
 async fn answer_of(
     pending: RequestHandle<RoleClient>,
-    progress: Option<(&dyn ProgressSink, mpsc::Receiver<ProgressUpdate>)>,
+    mut events: mpsc::Receiver<CallEvent>,
+    context: &CallContext,
 ) -> Result<ServerResult, ServiceError> {
     let mut abandoned = CancelOnDrop { peer: pending.peer.clone(), request: Some(pending.id.clone()) };
-    let answer = match progress {
-        None => pending.await_response().await,
-        Some((sink, updates)) => relay(pending, sink, updates).await,
+    let mut progress = context.progress.as_deref();
+    let mut questions = FuturesUnordered::new();
+    let answer = pending.await_response();
+    tokio::pin!(answer);
+    let answer = loop {
+        tokio::select! {
+            // The tap delivers all events before the answer; so does this.
+            biased;
+            Some(event) = events.recv() => match event {
+                CallEvent::Progress(update) => {
+                    if let Some(sink) = progress && !sink.forward(update).await {
+                        // Nobody reads; that alone does not end the call.
+                        progress = None;
+                    }
+                }
+                CallEvent::Log(message) => {
+                    if let Some(downstream) = &context.downstream {
+                        downstream.log(message).await;
+                    }
+                }
+                CallEvent::Question(question) => questions.push(put(question, context)),
+            },
+            Some(()) = questions.next() => {}
+            answer = &mut answer => break answer,
+        }
     };
     abandoned.request = None;
     answer
 }
 
-/// The tap delivers all reports before the answer; so does this.
-async fn relay(
-    pending: RequestHandle<RoleClient>,
-    sink: &dyn ProgressSink,
-    mut updates: mpsc::Receiver<ProgressUpdate>,
-) -> Result<ServerResult, ServiceError> {
-    let answer = pending.await_response();
-    tokio::pin!(answer);
-    loop {
-        tokio::select! {
-            biased;
-            Some(update) = updates.recv() => {
-                if !sink.forward(update).await {
-                    // Nobody reads; that alone does not end the call.
-                    return answer.await;
-                }
-            }
-            answer = &mut answer => return answer,
+/// Puts a question to the caller, until the upstream takes it back.
+async fn put(mut question: Question, context: &CallContext) {
+    let answer = async {
+        match &context.downstream {
+            Some(downstream) => downstream.ask(question.request).await,
+            None => Err(ErrorData::internal_error("the caller of this tool answers no questions", None)),
         }
+    };
+    tokio::select! {
+        answer = answer => drop(question.answer.send(answer)),
+        () = question.answer.closed() => {}
     }
 }
 

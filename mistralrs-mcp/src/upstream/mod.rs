@@ -4,16 +4,21 @@
 
 mod connection;
 mod events;
+mod http_client;
+mod legacy_sse;
+mod listening;
+mod listing;
 mod stderr;
 mod stdio;
 mod streamable_http;
 mod supervisor;
 mod tap;
+mod websocket;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use rmcp::model::{CallToolResult, JsonObject};
+use rmcp::model::{ClientRequest, ServerCapabilities, ServerResult};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout_at;
 
@@ -22,8 +27,22 @@ pub(crate) use supervisor::Supervisor;
 
 use crate::config::{UpstreamConfig, UpstreamId};
 use crate::error::GatewayError;
-use crate::local_tools::ProgressSink;
+use crate::gateway::CallContext;
+use crate::gateway::UpstreamStatus;
+use crate::mcp_server::catalog::Catalog;
+use crate::mcp_server::offers::Offers;
+use crate::mcp_server::subscriptions::Subscriptions;
 use crate::metrics::UpstreamMetrics;
+
+/// An upstream that is told something which no call waits for answers within this, or is not waited for.
+const TELL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What all upstreams fill, each its own part.
+pub(crate) struct Shared {
+    pub catalog: Catalog,
+    pub offers: Offers,
+    pub subscriptions: Arc<Subscriptions>,
+}
 
 /// One upstream, as callers see it.
 pub(crate) struct Upstream {
@@ -57,6 +76,18 @@ impl Upstream {
         Arc::new(Self { config, link: watch::Sender::new(Link::Connecting), wanted: Notify::new(), permits, metrics })
     }
 
+    /// How it stands at this moment.
+    pub fn status(&self) -> UpstreamStatus {
+        let failure = match &*self.link.borrow() {
+            Link::Up(connection) if !connection.is_closed() => None,
+            Link::Up(_) | Link::Lost => Some("its connection was lost".to_owned()),
+            Link::Connecting => Some("it is still connecting".to_owned()),
+            Link::Failed(reason) => Some(reason.to_string()),
+            Link::Ended => Some("the gateway is shutting down".to_owned()),
+        };
+        UpstreamStatus { id: self.id().clone(), failure }
+    }
+
     /// When a call that began at `started` must end here, if its caller waits until `deadline`.
     pub fn deadline(&self, started: Instant, deadline: Instant) -> Instant {
         deadline.min(started + self.config.tool_timeout)
@@ -69,23 +100,35 @@ impl Upstream {
         let _ = tokio::time::timeout(self.config.connect_timeout, ended).await;
     }
 
-    /// Calls a tool, over a connection that is opened first if there is none. The caller bounds the whole.
+    /// Sends a request in the upstream's own names, over a connection that is opened first if there is none. The caller
+    /// bounds the whole.
     ///
     /// # Errors
     /// [`GatewayError::Busy`] and [`GatewayError::Unavailable`] when `deadline` passes before the call begins; what
     /// the connection says otherwise.
-    pub async fn call_tool(
+    pub async fn send(
         &self,
-        tool: &str,
-        arguments: JsonObject,
+        request: ClientRequest,
         deadline: Instant,
-        progress: Option<&dyn ProgressSink>,
-    ) -> Result<CallToolResult, GatewayError> {
+        context: &CallContext,
+    ) -> Result<ServerResult, GatewayError> {
         let permit = timeout_at(deadline.into(), self.permits.acquire()).await;
         let _permit = permit.map_err(|_| self.busy())?.map_err(|_| GatewayError::ShuttingDown)?;
         let connection = timeout_at(deadline.into(), self.connection()).await;
         let connection = connection.map_err(|_| self.unavailable("it is still connecting"))??;
-        connection.call_tool(tool, arguments, progress).await
+        connection.send(request, context).await
+    }
+
+    /// Tells it what only older revisions have, if it speaks one and has what `is_able` looks for. Without a connection
+    /// there is nothing to tell: a new one begins with all of it.
+    pub async fn tell(&self, request: ClientRequest, is_able: impl Fn(&ServerCapabilities) -> bool) {
+        let connection = match &*self.link.borrow() {
+            Link::Up(connection) if !connection.is_modern() => Arc::clone(connection),
+            _ => return,
+        };
+        if connection.server().is_some_and(|server| is_able(&server.capabilities)) {
+            connection.tell(request, TELL_TIMEOUT).await;
+        }
     }
 
     /// The live connection. Without one, the supervisor is woken, and the end of its next attempt decides.

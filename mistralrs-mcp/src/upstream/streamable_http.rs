@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Uri};
+use http::{HeaderName, HeaderValue};
 use rmcp::model::{ClientJsonRpcMessage, ErrorData, ServerJsonRpcMessage};
 use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::common::client_side_sse::{BoxedSseResponse, ExponentialBackoff};
@@ -13,14 +13,11 @@ use rmcp::transport::streamable_http_client::{
     StreamableHttpClient, StreamableHttpClientTransportConfig, StreamableHttpError, StreamableHttpPostResponse,
 };
 
+use super::http_client::{MAX_MESSAGE_BYTES, builder};
 use crate::config::{HttpConfig, UpstreamConfig};
 
-/// An idle connection is kept for the next call; servers commonly close theirs after 60 to 120 seconds.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(55);
 /// A lost event stream is opened again at this pace at most; calls do not wait for it.
 const MAX_STREAM_RETRY_DELAY: Duration = Duration::from_secs(30);
-/// Of one server-sent event, and so of one result: as much as a line of a child's stdout may have.
-const MAX_EVENT_BYTES: usize = 16 * 1024 * 1024;
 /// Codes that servers answer an unknown session with.
 const SESSION_ERROR_CODES: [i32; 3] = [-32000, -32001, -32600];
 
@@ -35,21 +32,13 @@ pub(super) fn transport(
     upstream: &UpstreamConfig,
     config: &HttpConfig,
 ) -> Result<StreamableHttpClientTransport<SessionAwareClient>, reqwest::Error> {
-    let mut client = reqwest::Client::builder()
-        .connect_timeout(upstream.connect_timeout)
-        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-        .tcp_nodelay(true)
-        .user_agent(concat!("mistralrs-server/", env!("CARGO_PKG_VERSION")));
-    if is_loopback(&config.url) {
-        // A proxy that the environment names is for what lies outside this machine.
-        client = client.no_proxy();
-    }
+    let client = builder(upstream, config).build()?;
     let mut retry = ExponentialBackoff::default();
     retry.max_delay = Some(MAX_STREAM_RETRY_DELAY);
 
     let mut settings = StreamableHttpClientTransportConfig::with_uri(config.url.as_str())
         .max_concurrent_requests(upstream.max_concurrent_calls)
-        .max_sse_event_size(MAX_EVENT_BYTES)
+        .max_sse_event_size(MAX_MESSAGE_BYTES)
         .reinit_on_expired_session(true)
         .custom_headers(headers(config));
     settings.channel_buffer_capacity = upstream.max_concurrent_calls;
@@ -57,17 +46,12 @@ pub(super) fn transport(
     if let Some(token) = &config.bearer_token {
         settings = settings.auth_header(token.expose());
     }
-    Ok(StreamableHttpClientTransport::with_client(SessionAwareClient(client.build()?), settings))
+    Ok(StreamableHttpClientTransport::with_client(SessionAwareClient(client), settings))
 }
 
-fn headers(config: &HttpConfig) -> HashMap<HeaderName, HeaderValue> {
+/// The upstream's own headers, as rmcp takes them.
+pub(super) fn headers(config: &HttpConfig) -> HashMap<HeaderName, HeaderValue> {
     config.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
-}
-
-fn is_loopback(url: &str) -> bool {
-    let Some(host) = url.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)) else { return false };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// reqwest, and the knowledge that many servers say "unknown session" with 400 where the specification has 404.
@@ -91,7 +75,7 @@ impl StreamableHttpClient for SessionAwareClient {
             session_id,
             auth_header,
             custom_headers,
-            MAX_EVENT_BYTES,
+            MAX_MESSAGE_BYTES,
         )
         .await
     }
@@ -199,15 +183,5 @@ mod tests {
         assert!(is_unknown_session(&error(-32600, "Invalid or missing session ID")));
         assert!(!is_unknown_session(&error(-32602, "unknown session id in argument `chat`")));
         assert!(!is_unknown_session(&error(-32000, "Connection closed")));
-    }
-
-    #[test]
-    fn proxies_are_not_used_for_this_machine() {
-        for url in ["http://127.0.0.1:1/x", "http://localhost/x", "http://[::1]:8/", "https://127.1.2.3"] {
-            assert!(is_loopback(url), "{url}");
-        }
-        for url in ["http://10.0.0.1/", "https://example.com/localhost", "http://localhost.example.com"] {
-            assert!(!is_loopback(url), "{url}");
-        }
     }
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::RoleClient;
-use rmcp::model::{ErrorCode, ProtocolVersion};
+use rmcp::model::ProtocolVersion;
 use rmcp::service::{ClientInitializeError, ClientLifecycleMode, serve_client_with_lifecycle};
 use rmcp::transport::Transport;
+use rmcp::transport::streamable_http_client::StreamableHttpError;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -14,12 +15,13 @@ use tokio_util::task::TaskTracker;
 
 use super::connection::{Connection, OpenConnection, root_cause};
 use super::events::UpstreamEvents;
+use super::listening::Listener;
 use super::stderr::LastWords;
+use super::streamable_http::HttpError;
 use super::tap::{ConnectionState, TappedTransport};
-use super::{Link, Upstream, stderr, stdio, streamable_http};
+use super::{Link, Shared, Upstream, legacy_sse, stderr, stdio, streamable_http, websocket};
 use crate::config::{StdioConfig, TransportConfig};
 use crate::error::GatewayError;
-use crate::mcp_server::catalog::Catalog;
 use crate::metrics::Opened;
 use crate::reliability::ReconnectPace;
 
@@ -37,12 +39,24 @@ pub(crate) struct Supervisor {
     upstream: Arc<Upstream>,
     /// In the configuration, and so in the catalog.
     place: usize,
-    catalog: Arc<Catalog>,
+    shared: Arc<Shared>,
     shutdown: CancellationToken,
     /// Connections that are being closed.
     closing: TaskTracker,
     pace: ReconnectPace,
     opened: Opened,
+    /// Found out once: a server does not change what it speaks between two connections.
+    speaks: Era,
+}
+
+/// Which of the protocol's eras an upstream speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Era {
+    Unknown,
+    /// With a handshake.
+    Legacy,
+    /// 2026-07-28 and newer.
+    Modern,
 }
 
 /// A connection that has shaken hands and listed its tools.
@@ -56,8 +70,8 @@ struct Established {
 enum ConnectFailure {
     /// For people.
     Reason(String),
-    /// The server does not know the legacy handshake.
-    ModernOnly,
+    /// The server let the handshake not in, for this reason: it may know the other era's only.
+    Refused(String),
 }
 
 impl Supervisor {
@@ -65,11 +79,20 @@ impl Supervisor {
     pub fn new(
         upstream: Arc<Upstream>,
         place: usize,
-        catalog: Arc<Catalog>,
+        shared: Arc<Shared>,
         shutdown: CancellationToken,
         closing: TaskTracker,
     ) -> Self {
-        Self { upstream, place, catalog, shutdown, closing, pace: ReconnectPace::default(), opened: Opened::First }
+        Self {
+            upstream,
+            place,
+            shared,
+            shutdown,
+            closing,
+            pace: ReconnectPace::default(),
+            opened: Opened::First,
+            speaks: Era::Unknown,
+        }
     }
 
     /// Until shutdown.
@@ -109,6 +132,13 @@ impl Supervisor {
     /// Holds the connection until it ends, and keeps the catalog's part fresh.
     async fn serve(&mut self, established: Established) {
         let Established { open, connection, list_changed } = established;
+        let listener = Listener {
+            connection: Arc::clone(&connection),
+            list_changed: Arc::clone(&list_changed),
+            subscriptions: Arc::clone(&self.shared.subscriptions),
+            place: self.place,
+        };
+        tokio::spawn(listener.run());
         let since = Instant::now();
         self.upstream.metrics.connected(self.opened);
         self.opened = Opened::Again;
@@ -133,33 +163,42 @@ impl Supervisor {
                 () = list_changed.notified() => {}
                 () = sleep(REFRESH_EVERY) => {}
             }
-            match connection.list_tools().await {
-                Ok(tools) => {
-                    self.catalog.replace(self.place, tools);
-                }
-                Err(error) => {
-                    tracing::warn!(upstream = %self.upstream.id(), %error, "could not list its tools; keeping the last list");
-                }
+            if let Err(error) = self.list(connection).await {
+                tracing::warn!(upstream = %self.upstream.id(), %error, "could not list its tools; keeping the last list");
             }
         }
     }
 
-    async fn connect(&self) -> Result<Established, String> {
+    async fn list(&self, connection: &Connection) -> Result<(), GatewayError> {
+        let (tools, offer) = tokio::join!(connection.list_tools(), connection.list_offer());
+        self.shared.catalog.replace(self.place, tools?);
+        self.shared.offers.replace(self.place, offer);
+        Ok(())
+    }
+
+    async fn connect(&mut self) -> Result<Established, String> {
         let last_words = LastWords::default();
+        let discover = || ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::LATEST] };
         let attempt = async {
+            if self.speaks == Era::Modern {
+                return self.attempt(discover(), &last_words).await;
+            }
             match self.attempt(ClientLifecycleMode::Initialize, &last_words).await {
-                Err(ConnectFailure::ModernOnly) => {
-                    let preferred_versions = vec![ProtocolVersion::LATEST];
-                    self.attempt(ClientLifecycleMode::Discover { preferred_versions }, &last_words).await
+                // If it does not know that one either, the first refusal says more.
+                Err(ConnectFailure::Refused(reason)) if self.speaks == Era::Unknown => {
+                    let second = self.attempt(discover(), &last_words).await;
+                    second.map_err(|_| ConnectFailure::Reason(reason))
                 }
                 outcome => outcome,
             }
         };
         let limit = self.upstream.config.connect_timeout;
         let reason = match timeout(limit, attempt).await {
-            Ok(Ok(established)) => return Ok(established),
-            Ok(Err(ConnectFailure::Reason(reason))) => reason,
-            Ok(Err(ConnectFailure::ModernOnly)) => "it speaks no revision of the protocol that we do".to_owned(),
+            Ok(Ok(established)) => {
+                self.speaks = if established.connection.is_modern() { Era::Modern } else { Era::Legacy };
+                return Ok(established);
+            }
+            Ok(Err(ConnectFailure::Reason(reason) | ConnectFailure::Refused(reason))) => reason,
             Err(_) => format!("it did not answer within {limit:?}"),
         };
         Err(match last_words.get() {
@@ -179,6 +218,14 @@ impl Supervisor {
                 let transport = streamable_http::transport(&self.upstream.config, config)
                     .map_err(|error| ConnectFailure::Reason(root_cause(&error)))?;
                 self.establish(transport, lifecycle).await
+            }
+            TransportConfig::LegacySse(config) => {
+                let transport = legacy_sse::connect(&self.upstream.config, config).await;
+                self.establish(transport.map_err(ConnectFailure::Reason)?, lifecycle).await
+            }
+            TransportConfig::WebSocket(config) => {
+                let transport = websocket::connect(&self.upstream.config, config).await;
+                self.establish(transport.map_err(ConnectFailure::Reason)?, lifecycle).await
             }
         }
     }
@@ -208,13 +255,12 @@ impl Supervisor {
     ) -> Result<Established, ConnectFailure> {
         let state = ConnectionState::new();
         let list_changed = Arc::new(Notify::new());
-        let events = UpstreamEvents::new(Arc::clone(&list_changed));
-        let transport = TappedTransport::new(transport, Arc::clone(&state));
+        let subscriptions = Arc::clone(&self.shared.subscriptions);
+        let events = UpstreamEvents::new(self.place, Arc::clone(&list_changed), subscriptions);
+        let transport = TappedTransport::new(transport, self.upstream.id().clone(), Arc::clone(&state));
         let open = serve_client_with_lifecycle(events, transport, lifecycle).await.map_err(explain)?;
         let connection = Arc::new(Connection::new(&self.upstream.config, &open, state));
-        let tools =
-            connection.list_tools().await.map_err(|error: GatewayError| ConnectFailure::Reason(error.to_string()))?;
-        self.catalog.replace(self.place, tools);
+        self.list(&connection).await.map_err(|error| ConnectFailure::Reason(error.to_string()))?;
         Ok(Established { open, connection, list_changed })
     }
 
@@ -231,14 +277,15 @@ async fn close(mut open: OpenConnection) {
 
 fn explain(error: ClientInitializeError) -> ConnectFailure {
     match error {
-        ClientInitializeError::JsonRpcError(error)
-            if [ErrorCode::METHOD_NOT_FOUND, ErrorCode::UNSUPPORTED_PROTOCOL_VERSION].contains(&error.code) =>
-        {
-            ConnectFailure::ModernOnly
-        }
-        ClientInitializeError::JsonRpcError(error) => ConnectFailure::Reason(format!("it refused: {}", error.message)),
+        // With whatever code: servers without a handshake complain of what it lacks for them.
+        ClientInitializeError::JsonRpcError(error) => ConnectFailure::Refused(format!("it refused: {}", error.message)),
         ClientInitializeError::ConnectionClosed(_) => ConnectFailure::Reason("it ended before it answered".to_owned()),
-        ClientInitializeError::TransportError { error, .. } => ConnectFailure::Reason(root_cause(&*error.error)),
+        ClientInitializeError::TransportError { error, .. } => match error.error.downcast_ref::<HttpError>() {
+            Some(StreamableHttpError::UnexpectedServerResponse(answer)) if answer.starts_with("HTTP 4") => {
+                ConnectFailure::Refused(answer.to_string())
+            }
+            _ => ConnectFailure::Reason(root_cause(&*error.error)),
+        },
         error => ConnectFailure::Reason(error.to_string()),
     }
 }

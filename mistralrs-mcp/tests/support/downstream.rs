@@ -34,9 +34,14 @@ impl Downstream {
 
     /// With the handshake that most clients in the field make.
     pub async fn connect(gateway: &TestGateway) -> Self {
+        Self::connect_able(gateway, json!({})).await
+    }
+
+    /// The same of a client that has `capabilities`.
+    pub async fn connect_able(gateway: &TestGateway, capabilities: Value) -> Self {
         let mut downstream = Self::open(gateway);
-        let hello =
-            json!({"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": {"name": "t", "version": "0"}});
+        let client = json!({"name": "t", "version": "0"});
+        let hello = json!({"protocolVersion": "2025-11-25", "capabilities": capabilities, "clientInfo": client});
         let answer = downstream.request("initialize", hello).await;
         downstream.server = answer["result"].clone();
         downstream.notify("notifications/initialized", json!({})).await;
@@ -75,8 +80,19 @@ impl Downstream {
         }
     }
 
-    pub async fn expect(&mut self, is_it: impl Fn(&Value) -> bool) {
-        while !is_it(&self.next().await) {}
+    /// Reads on until such a message comes.
+    pub async fn expect(&mut self, is_it: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let message = self.next().await;
+            if is_it(&message) {
+                return message;
+            }
+        }
+    }
+
+    /// Answers a request of the server's.
+    pub async fn answer(&mut self, question: &Value, result: Value) {
+        self.write(&json!({"jsonrpc": "2.0", "id": question["id"], "result": result})).await;
     }
 
     async fn next(&mut self) -> Value {

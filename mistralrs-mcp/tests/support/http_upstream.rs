@@ -108,8 +108,8 @@ async fn guard(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> R
 }
 
 #[derive(Clone)]
-struct Greeter {
-    versions: &'static [ProtocolVersion],
+pub struct Greeter {
+    pub versions: &'static [ProtocolVersion],
 }
 
 impl ServerHandler for Greeter {

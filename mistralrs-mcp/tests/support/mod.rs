@@ -3,6 +3,7 @@
 pub mod downstream;
 pub mod http_upstream;
 mod real_servers;
+pub mod url_upstreams;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mistralrs_mcp::config::{
-    GatewayConfig, HttpConfig, Secret, SecurityConfig, StdioConfig, TransportConfig, UpstreamConfig,
+    GatewayConfig, HttpConfig, Secret, SecurityConfig, StdioConfig, ToolListing, TransportConfig, UpstreamConfig,
 };
 use mistralrs_mcp::mcp_server::security::AccessPolicy;
 use mistralrs_mcp::rmcp::model::{CallToolResult, ContentBlock, JsonObject, Tool};
@@ -52,6 +53,12 @@ impl Setup {
 
     pub fn security(mut self, security: &SecurityConfig) -> Self {
         self.config.access = AccessPolicy::new(security).unwrap();
+        self
+    }
+
+    /// With `search_tools` in place of the list.
+    pub fn searched(mut self) -> Self {
+        self.config.listing = ToolListing::Searched;
         self
     }
 
@@ -114,12 +121,7 @@ impl TestGateway {
 
 /// Of a caller that wants nothing special.
 pub fn context() -> CallContext {
-    CallContext {
-        principal: Principal::Anonymous,
-        deadline: Gateway::call_deadline(),
-        cancellation: CancellationToken::new(),
-        progress: None,
-    }
+    CallContext::new(Principal::Anonymous)
 }
 
 /// An upstream that is `fixtures/stdio_server.py`.
@@ -128,6 +130,16 @@ pub fn child(name: &str, args: &[&str]) -> UpstreamConfig {
     if let TransportConfig::Stdio(stdio) = &mut config.transport {
         stdio.args = vec![fixture().display().to_string()];
         stdio.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+    }
+    config
+}
+
+/// An upstream that offers one of everything, in the era named: what the conformance suite is run against.
+pub fn everything(name: &str, era: &str) -> UpstreamConfig {
+    let mut config = command(name, "python3");
+    if let TransportConfig::Stdio(stdio) = &mut config.transport {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/conformance/fixture.py");
+        stdio.args = vec![fixture.display().to_string(), era.to_owned()];
     }
     config
 }

@@ -5,13 +5,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use rmcp::model::Tool;
 use tokio::sync::watch;
 
 use super::namespace::{is_acceptable, native_name, qualified_name, safe_name};
+use super::search::{Document, ToolIndex};
 use super::security::ToolIdentity;
 use crate::config::{Namespace, NamespaceStrategy, NamingConfig, Separator, UpstreamConfig, UpstreamId};
 use crate::error::GatewayError;
@@ -43,6 +44,8 @@ pub(crate) struct CatalogSnapshot {
     by_name: HashMap<String, Arc<CatalogTool>>,
     /// Upstreams' own names, which several may have.
     by_own_name: HashMap<String, Vec<Arc<CatalogTool>>>,
+    /// Of the listed tools; made by the first search.
+    index: OnceLock<ToolIndex>,
 }
 
 type Part = Arc<[Arc<CatalogTool>]>;
@@ -239,7 +242,25 @@ impl CatalogSnapshot {
     }
 }
 
+impl CatalogSnapshot {
+    /// Listed tools that have any word of `query`, best first.
+    pub fn search(&self, query: &str) -> impl Iterator<Item = &Arc<CatalogTool>> {
+        let index = self.index.get_or_init(|| ToolIndex::new(self.listed.iter().map(|tool| tool.document())));
+        index.search(query).into_iter().map(|place| &self.listed[place])
+    }
+}
+
 impl CatalogTool {
+    /// What it is found by.
+    fn document(&self) -> Document<'_> {
+        let arguments = self.tool.input_schema.get("properties").and_then(serde_json::Value::as_object);
+        Document {
+            name: &self.qualified,
+            description: self.tool.description.as_deref().unwrap_or_default(),
+            arguments: arguments.into_iter().flat_map(|properties| properties.keys().map(String::as_str)).collect(),
+        }
+    }
+
     /// As the access policy sees it.
     pub fn identity(&self) -> ToolIdentity<'_> {
         ToolIdentity { namespace: self.namespace.as_str(), tool: &self.tool.name }

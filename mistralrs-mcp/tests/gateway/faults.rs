@@ -1,0 +1,82 @@
+//! Upstreams that do what no server should, each beside one that must not notice.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::support::{self, Setup, child, eventually};
+
+#[tokio::test]
+async fn answers_that_nobody_waits_for_disturb_nobody() {
+    let gateway = Setup::new().with(child("u", &[])).start().await;
+    // Twice, under an id that was never given, and with lines in between that are no messages at all.
+    for name in ["u::answer_twice", "u::answer_a_stranger", "u::talk_garbage"] {
+        for _ in 0..3 {
+            assert_eq!(gateway.call_text(name, json!({"text": name})).await, name);
+            assert_eq!(gateway.call_text("u::echo", json!({"n": 1})).await, r#"{"n": 1}"#);
+        }
+    }
+    assert!(!gateway.metrics().contains("restarts_total{upstream=\"u\"} 1"), "the connection was given up");
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn ten_megabytes_in_one_line_arrive() {
+    let gateway = Setup::new().with(child("u", &[])).start().await;
+    let text = gateway.call_text("u::big", json!({"bytes": 10_000_000})).await;
+    assert_eq!(text.len(), 10_000_000);
+    assert_eq!(gateway.call_text("u::echo", json!({"n": 1})).await, r#"{"n": 1}"#);
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_holds_up_nobody_else() {
+    let mut silent = child("silent", &[]);
+    silent.tool_timeout = Duration::from_millis(300);
+    silent.max_concurrent_calls = 2;
+    let gateway = Setup::new().with(silent).with(child("works", &[])).start().await;
+    let stuck = futures::future::join_all((0..4).map(|_| gateway.call("silent::sleep", json!({"seconds": 600}))));
+    let others = async {
+        for n in 0..20 {
+            assert_eq!(gateway.call_text("works::echo", json!({"n": n})).await, format!("{{\"n\": {n}}}"));
+        }
+    };
+    let (stuck, ()) = tokio::join!(stuck, others);
+    let kinds: Vec<_> = stuck.into_iter().map(|outcome| outcome.unwrap_err().kind()).collect();
+    assert!(kinds.iter().all(|kind| ["timeout", "busy"].contains(kind)), "{kinds:?}");
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn half_of_twenty_upstreams_may_be_down() {
+    let mut setup = Setup::new();
+    for n in 0..10 {
+        setup.upstream(child(&format!("up{n}"), &[]));
+        setup.upstream(child(&format!("down{n}"), &["--exit-at-start"]));
+    }
+    let gateway = setup.start().await;
+    for n in 0..10 {
+        assert_eq!(gateway.call_text(&format!("up{n}::echo"), json!({"n": n})).await, format!("{{\"n\": {n}}}"));
+        assert_eq!(gateway.call(&format!("down{n}::echo"), json!({})).await.unwrap_err().kind(), "unknown_tool");
+    }
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_child_killed_in_the_middle_of_calls_fails_those_and_no_others() {
+    let gateway = Setup::new().with(child("dies", &[])).with(child("works", &[])).start().await;
+    let pid = gateway.call_text("dies::pid", json!({})).await;
+    let lost = futures::future::join_all((0..8).map(|_| gateway.call("dies::sleep", json!({"seconds": 600}))));
+    let kill = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        support::kill(&pid);
+        assert_eq!(gateway.call_text("works::echo", json!({"n": 1})).await, r#"{"n": 1}"#);
+    };
+    let (lost, ()) = tokio::join!(lost, kill);
+    for outcome in lost {
+        assert_eq!(outcome.unwrap_err().kind(), "connection_lost");
+    }
+    assert_eq!(gateway.call_text("dies::echo", json!({"n": 2})).await, r#"{"n": 2}"#);
+    eventually("the killed child is reaped", || !support::is_running(&pid)).await;
+    gateway.shutdown().await;
+}
