@@ -52,6 +52,36 @@ pub enum Command {
     /// What was downloaded from the model hub.
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Serve the MCP gateway alone, or look at the servers behind it.
+    #[cfg(feature = "http-mcp-stream")]
+    #[command(subcommand)]
+    Mcp(McpCommand),
+}
+
+/// What `mcp` does. All but `serve` connect the configured servers, print what they find and exit.
+#[cfg(feature = "http-mcp-stream")]
+#[derive(Debug, Clone, Subcommand)]
+pub enum McpCommand {
+    /// Serve the gateway without a model.
+    Serve {
+        /// Port of the MCP endpoint, as --http-mcp-port.
+        #[arg(long, default_value_t = 4322)]
+        mcp_port: u16,
+    },
+    /// List the tools of all servers.
+    List,
+    /// Find tools by words of their names, descriptions and arguments.
+    Search {
+        /// The words.
+        #[arg(required = true)]
+        words: Vec<String>,
+        /// Print their schemas too, as JSON.
+        #[arg(long)]
+        full: bool,
+    },
+    /// Connect each server and tell what became of it; status 1 if any failed.
+    #[command(visible_alias = "status")]
+    Test,
 }
 
 /// What `config` does.
@@ -320,6 +350,8 @@ impl Command {
             Self::Gguf(model) => Some(&model.keys),
             Self::Config(ConfigCommand::Check(keys)) => Some(keys),
             Self::Bench(_) | Self::Config(ConfigCommand::Schema) | Self::Completions { .. } | Self::Cache(_) => None,
+            #[cfg(feature = "http-mcp-stream")]
+            Self::Mcp(_) => None,
         }
     }
 
@@ -337,10 +369,23 @@ impl Command {
                 _ => return,
             },
             Self::Config(_) | Self::Completions { .. } | Self::Cache(_) => return,
+            #[cfg(feature = "http-mcp-stream")]
+            Self::Mcp(command) => return command.write_to(layer),
         };
         set(layer, "model.format", Some(format));
         set(layer, "model.model_id", Some(model_id));
         set(layer, "model.file", Some(file));
+    }
+}
+
+#[cfg(feature = "http-mcp-stream")]
+impl McpCommand {
+    fn write_to(&self, layer: &mut Value) {
+        let Self::Serve { mcp_port } = self else { return };
+        if layer.pointer("/http_mcp/port").is_none() {
+            set(layer, "http_mcp.port", Some(mcp_port));
+        }
+        set(layer, "http_mcp.enabled", Some(true));
     }
 }
 
@@ -353,7 +398,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("embedding", "embedding models are not supported yet"),
     ("toml", "model files in TOML are not supported yet; `--config FILE` with a [model] table names a model"),
     ("multi-model", "several models in one process are not supported yet"),
-    ("mcp", "the gateway alone is served by `mistralrs-server --http-mcp-port PORT` without a model"),
     ("--isq", "in-situ quantization is not supported yet; use a quantized GGUF file"),
     (
         "--no-kv-cache",

@@ -22,6 +22,8 @@ pub mod http_mcp;
 pub mod hub;
 pub mod listener;
 #[cfg(feature = "http-mcp-stream")]
+pub mod mcp_command;
+#[cfg(feature = "http-mcp-stream")]
 mod mcp_endpoint;
 pub mod metrics;
 pub mod openai;

@@ -8,10 +8,16 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use anyhow::Context;
+#[cfg(feature = "http-mcp-stream")]
+use mistralrs_mcp::config::GatewayConfig;
 use mistralrs_server::bench::{self, BenchPlan};
+#[cfg(feature = "http-mcp-stream")]
+use mistralrs_server::cli::McpCommand;
 use mistralrs_server::cli::{CacheCommand, Cli, Command, ConfigCommand};
 use mistralrs_server::config::{self, Configuration, Environment, HubSettings, LogFormat, ServerSettings, Settings};
 use mistralrs_server::hub::{self, LocatedPair};
+#[cfg(feature = "http-mcp-stream")]
+use mistralrs_server::mcp_command;
 use mistralrs_server::process::{self, PendingModel};
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
@@ -45,11 +51,16 @@ fn report(error: &anyhow::Error, status: u8) -> ExitCode {
 
 /// What was asked for, checked as far as that goes without a port or a model.
 enum Plan {
-    Serve { settings: Box<Settings>, model: Option<Box<PendingModel>> },
+    Serve {
+        settings: Box<Settings>,
+        model: Option<Box<PendingModel>>,
+    },
     Print(String),
     Completions(clap_complete::Shell),
     Cache(CacheCommand, HubSettings),
     Bench(Box<BenchPlan>, ServerSettings),
+    #[cfg(feature = "http-mcp-stream")]
+    Mcp(McpCommand, Box<GatewayConfig>),
 }
 
 impl Plan {
@@ -60,6 +71,12 @@ impl Plan {
             _ => {}
         }
         let configuration = Configuration::load(cli.sources(), Environment::from_process())?;
+        #[cfg(feature = "http-mcp-stream")]
+        if let Some(Command::Mcp(command)) = &cli.command
+            && !matches!(command, McpCommand::Serve { .. })
+        {
+            return Ok(Self::Mcp(command.clone(), Box::new(configuration.gateway()?)));
+        }
         let settings = configuration.settings()?;
         match &cli.command {
             Some(Command::Config(_)) => Ok(Self::Print(configuration.to_redacted_toml())),
@@ -68,6 +85,8 @@ impl Plan {
                 let plan = BenchPlan::new(flags, settings.model, cli.seed())?;
                 Ok(Self::Bench(Box::new(plan), settings.server))
             }
+            #[cfg(feature = "http-mcp-stream")]
+            Some(Command::Mcp(_)) => Self::serve(Settings { model: None, ..settings }),
             _ => Self::serve(settings),
         }
     }
@@ -92,6 +111,13 @@ impl Plan {
                 runtime.shutdown_background();
                 outcome?;
             }
+            #[cfg(feature = "http-mcp-stream")]
+            Self::Mcp(command, gateway) => {
+                install_tls()?;
+                let report = runtime()?.block_on(mcp_command::run(&command, *gateway))?;
+                print(&report.text)?;
+                anyhow::ensure!(report.num_failed == 0, "{} of the servers could not be connected", report.num_failed);
+            }
             Self::Serve { settings, model } => {
                 let runtime = prepare(&settings.server)?;
                 let outcome = runtime.block_on(process::run(*settings, model.map(|model| *model)));
@@ -108,11 +134,13 @@ impl Plan {
 fn prepare(settings: &ServerSettings) -> anyhow::Result<Runtime> {
     start_log(settings)?;
     set_threads(settings);
-    rustls::crypto::aws_lc_rs::default_provider()
-        .install_default()
-        .ok()
-        .context("a TLS provider is installed already")?;
+    install_tls()?;
     runtime()
+}
+
+fn install_tls() -> anyhow::Result<()> {
+    let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    installed.ok().context("a TLS provider is installed already")
 }
 
 /// Reports even if nothing was answered: the report says why.

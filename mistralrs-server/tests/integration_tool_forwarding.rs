@@ -13,7 +13,7 @@ use serde_json::json;
 use support::mcp::text;
 use support::process::{self, eventually};
 use support::server::Server;
-use support::upstreams::Everything;
+use support::upstreams::{Everything, WebSocketEverything};
 use support::{Http, Launch, tools};
 
 /// A Node child needs seconds to start on a loaded machine.
@@ -75,6 +75,44 @@ async fn tools_of_two_upstreams_are_listed_and_called_beside_the_native_ones() -
     let scrape = server.http().scrape().await?;
     ensure!(scrape.count("mistralrs_tool_forwarded_calls_total", &[("tool", "filesystem::read_file")])? == 1);
     ensure!(scrape.count("mistralrs_tool_forwarded_duration_seconds_count", &[])? == 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_server_is_reached_by_four_transports() -> anyhow::Result<()> {
+    let (node, everything, supergateway) = require_tools!(Node, EverythingServer, Supergateway);
+    let http = Everything::start(&node, &everything).await?;
+    let events = Everything::start_sse(&node, &everything).await?;
+    let frames = WebSocketEverything::start(&node, &supergateway, &everything).await?;
+    let config = toml_url("http", &http.url())
+        + &toml_url("events", &events.sse_url())
+        + "transport = \"sse\"\n"
+        + &toml_url("frames", &frames.url())
+        + &format!(
+            "[[mcp_client.servers]]\nname = \"child\"\ncommand = {:?}\nargs = [{:?}, \"stdio\"]\n",
+            node.display().to_string(),
+            everything.display().to_string()
+        );
+    let server = gateway(&config).await?;
+    let mcp = server.mcp();
+    for name in ["http", "events", "frames", "child"] {
+        let check = async {
+            wait_for_tool(&mcp, &format!("{name}::echo")).await?;
+            let echoed = mcp.call_tool_text(&format!("{name}::echo"), &json!({ "message": name })).await?;
+            ensure!(echoed.contains(name), "{echoed:?}");
+            let resources = mcp.rpc("resources/list", &json!({})).await?;
+            let uri = format!("mcp://{name}/");
+            let resources = resources["resources"].as_array().context("no list")?;
+            let first =
+                resources.iter().find_map(|resource| resource["uri"].as_str().filter(|own| own.starts_with(&uri)));
+            let read = mcp.rpc("resources/read", &json!({ "uri": first.context("no resource")? })).await?;
+            ensure!(read["contents"][0]["uri"].is_string(), "{read}");
+            let prompt = mcp.rpc("prompts/get", &json!({ "name": format!("{name}::simple-prompt") })).await?;
+            ensure!(prompt["messages"][0]["content"]["text"].is_string(), "{prompt}");
+            Ok(())
+        };
+        check.await.with_context(|| format!("over {name}"))?;
+    }
     Ok(())
 }
 
@@ -245,6 +283,22 @@ async fn an_unknown_key_in_a_file_names_the_nearest_known_one() -> anyhow::Resul
     for fragment in ["comand", "command", "mistralrs.toml"] {
         ensure!(log.contains(fragment), "{fragment:?} is not in {log}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_look_at_the_servers_needs_no_port() -> anyhow::Result<()> {
+    let (node, script) = require_tools!(Node, FilesystemServer);
+    let filesystem = Filesystem::new(node, script)?;
+    let config = filesystem.toml("files") + "[[mcp_client.servers]]\nname = \"none\"\ncommand = \"/no/such/program\"\n";
+    let look =
+        |words: &[&str]| Launch::default().selector(words).file("--config", "mistralrs.toml", &config).run_to_exit();
+    let (status, list) = look(&["mcp", "list"]).await?;
+    ensure!(status.success() && list.contains("files::read_text_file\t") && list.contains("# none: "), "{list}");
+    let (status, found) = look(&["mcp", "search", "directory", "tree"]).await?;
+    ensure!(status.success() && found.starts_with("files::directory_tree\t"), "{found}");
+    let (status, tested) = look(&["mcp", "test"]).await?;
+    ensure!(status.code() == Some(1) && tested.contains("files: connected\nnone: the program"), "{tested}");
     Ok(())
 }
 

@@ -20,8 +20,11 @@ impl Configuration {
         }
     }
 
-    /// `[mcp_client]` first, then the servers of `--mcp-config`.
-    fn gateway(&self) -> Result<GatewayConfig, ConfigError> {
+    /// The upstream servers alone, for commands that serve nothing: `[mcp_client]` first, then those of `--mcp-config`.
+    ///
+    /// # Errors
+    /// A key that is unknown or wrong, with its file.
+    pub fn gateway(&self) -> Result<GatewayConfig, ConfigError> {
         let in_file = |error: mcp::ConfigError| {
             let origin = self.path.as_ref().map_or_else(String::new, |path| format!("{}: ", path.display()));
             ConfigError::Invalid(format!("{origin}{error}"))

@@ -164,7 +164,7 @@ impl Endpoint {
     }
 
     pub(super) fn call(&self, request: JsonRpcRequest<ClientRequest>, parts: Parts) -> Messages {
-        Box::pin(StatelessCall::start(Answering(self.handler.clone()), request, parts))
+        Box::pin(StatelessCall::start(Answering(self.gateway.handler()), request, parts))
     }
 
     async fn open_session(
@@ -181,7 +181,7 @@ impl Endpoint {
             }
             message => {
                 let principal = principal(&parts).clone();
-                let handler = Answering(self.handler.clone());
+                let handler = Answering(self.gateway.handler());
                 let (id, response) = self.sessions.open(handler, principal, with_parts(message, parts)).await?;
                 let id = id.map(|id| HeaderValue::from_str(&id).expect("session ids are UUIDs"));
                 (id, Box::pin(futures::stream::iter([ServerSseMessage::from_message(response)])))

@@ -35,7 +35,7 @@ use axum::routing::{any, get};
 use axum::{Extension, Json, Router};
 use http::header;
 use http::request::Parts;
-use mistralrs_mcp::{Gateway, GatewayHandler, Principal};
+use mistralrs_mcp::{Gateway, Principal};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -62,10 +62,9 @@ pub struct HttpMcp {
 /// What all requests share. Immutable but for the sessions and the limiters' counters.
 struct Endpoint {
     gateway: Arc<Gateway>,
-    handler: GatewayHandler,
     sessions: Sessions,
     handshake_only: HandshakeOnly,
-    modern: Modern<GatewayHandler>,
+    modern: Modern,
     origins: OriginPolicy,
     keys: ApiKeys,
     limits: Option<RateLimits>,
@@ -88,10 +87,8 @@ impl HttpMcp {
         registry: &Registry,
         shutdown: CancellationToken,
     ) -> Self {
-        let handler = gateway.handler();
         let endpoint = Endpoint {
-            modern: Modern::new(handler.clone(), config.max_body_bytes, shutdown.clone()),
-            handler,
+            modern: Modern::new(Arc::clone(&gateway), config.max_body_bytes, shutdown.clone()),
             gateway,
             sessions: Sessions::new(),
             handshake_only: HandshakeOnly::new(),

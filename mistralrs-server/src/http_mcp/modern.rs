@@ -1,15 +1,17 @@
 //! Protocol 2026-07-28: no sessions, its version and the client's capabilities in each request. rmcp checks the
 //! headers against the body and serves it; here its plain-text refusals become JSON-RPC errors.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Collected, Full};
-use mistralrs_mcp::rmcp::ServerHandler;
 use mistralrs_mcp::rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use mistralrs_mcp::rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+use mistralrs_mcp::{Gateway, GatewayHandler};
 use tokio_util::sync::CancellationToken;
 
 use super::accept::Accept;
@@ -17,8 +19,8 @@ use super::answer::KEEP_ALIVE;
 use super::error::EndpointError;
 
 /// rmcp's own stateless service.
-pub(super) struct Modern<H> {
-    service: StreamableHttpService<H, NeverSessionManager>,
+pub(super) struct Modern {
+    service: StreamableHttpService<GatewayHandler, NeverSessionManager>,
     shutdown: CancellationToken,
 }
 
@@ -31,15 +33,16 @@ pub(super) enum Lifetime {
     Subscription,
 }
 
-impl<H: ServerHandler + Clone> Modern<H> {
-    pub fn new(handler: H, max_body_bytes: usize, shutdown: CancellationToken) -> Self {
+impl Modern {
+    pub fn new(gateway: Arc<Gateway>, max_body_bytes: usize, shutdown: CancellationToken) -> Self {
         let config = StreamableHttpServerConfig::default()
             .with_legacy_session_mode(false)
             .with_sse_keep_alive(Some(KEEP_ALIVE))
             // `origin.rs` has checked, by the configuration's own rules.
             .disable_allowed_hosts()
             .with_max_request_body_bytes(max_body_bytes);
-        let factory = move || Ok(handler.clone());
+        // Each request is a client of its own: nothing here tells which belong together.
+        let factory = move || Ok(gateway.handler());
         Self { service: StreamableHttpService::new(factory, NeverSessionManager::default().into(), config), shutdown }
     }
 

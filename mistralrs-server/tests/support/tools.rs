@@ -38,6 +38,8 @@ pub enum Tool {
     FilesystemServer,
     /// `@modelcontextprotocol/server-everything`.
     EverythingServer,
+    /// `supergateway`, which puts a stdio server behind other transports.
+    Supergateway,
     /// `@modelcontextprotocol/inspector`.
     Inspector,
     /// Debian's `promtool`.
@@ -104,6 +106,7 @@ fn locate(tool: Tool) -> Option<PathBuf> {
             .or_else(|| on_path("node")),
         Tool::FilesystemServer => package("@modelcontextprotocol/server-filesystem/dist/index.js"),
         Tool::EverythingServer => package("@modelcontextprotocol/server-everything/dist/index.js"),
+        Tool::Supergateway => package("supergateway/dist/index.js"),
         Tool::Inspector => package("@modelcontextprotocol/inspector/clients/launcher/build/index.js"),
         Tool::Promtool => on_path("promtool"),
         Tool::Prometheus => on_path("prometheus"),

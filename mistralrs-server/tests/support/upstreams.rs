@@ -12,11 +12,14 @@ use super::server::{free_port, spawn_bound_to_this_process};
 /// A Node server needs seconds to start on a loaded machine.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
-/// `server-everything` speaking streamable HTTP; ended on drop.
+/// `server-everything` speaking streamable HTTP or the transport before it; ended on drop.
 pub struct Everything {
     child: Child,
     port: u16,
 }
+
+/// `server-everything` behind `supergateway`, which speaks WebSocket for it; ended on drop.
+pub struct WebSocketEverything(Everything);
 
 impl Everything {
     /// Starts it on a free port.
@@ -28,6 +31,17 @@ impl Everything {
     pub async fn start_on(port: u16, node: &Path, script: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(node);
         command.arg(script).arg("streamableHttp").env("PORT", port.to_string());
+        Self::listening(command, port).await
+    }
+
+    /// Starts it with server-sent events, as revision 2024-11-05 has them.
+    pub async fn start_sse(node: &Path, script: &Path) -> anyhow::Result<Self> {
+        let (mut command, port) = (Command::new(node), free_port()?);
+        command.arg(script).arg("sse").env("PORT", port.to_string());
+        Self::listening(command, port).await
+    }
+
+    async fn listening(mut command: Command, port: u16) -> anyhow::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let everything = Self { child: spawn_bound_to_this_process(command)?, port };
         eventually(START_PATIENCE, || async {
@@ -43,9 +57,29 @@ impl Everything {
         format!("http://127.0.0.1:{}/mcp", self.port)
     }
 
+    /// Its endpoint if it was started with server-sent events.
+    pub fn sse_url(&self) -> String {
+        format!("http://127.0.0.1:{}/sse", self.port)
+    }
+
     /// Its port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+}
+
+impl WebSocketEverything {
+    /// Starts both on a free port.
+    pub async fn start(node: &Path, supergateway: &Path, script: &Path) -> anyhow::Result<Self> {
+        let (mut command, port) = (Command::new(node), free_port()?);
+        let stdio = format!("{} {} stdio", node.display(), script.display());
+        command.arg(supergateway).args(["--stdio", &stdio, "--outputTransport", "ws", "--port", &port.to_string()]);
+        Everything::listening(command, port).await.map(Self)
+    }
+
+    /// Its endpoint.
+    pub fn url(&self) -> String {
+        format!("ws://127.0.0.1:{}/message", self.0.port)
     }
 }
 
