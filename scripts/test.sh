@@ -30,7 +30,7 @@ prepare() {
   say "Installing what the tests need"
   apt_install_for promtool prometheus || missing "Debian's prometheus"
   python_environment "$test_tools/python" "$support/python/requirements.txt" || missing "the openai and mcp packages"
-  node_packages "$test_tools/node" "$support/node" || missing "the MCP servers and the Inspector"
+  node_packages "$test_tools/node" "$support/node" || missing "the MCP servers, the Inspector and the conformance suite"
   scripts/get_models.sh models
 }
 
@@ -70,6 +70,15 @@ check_documents() {
   RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 }
 
+# The official MCP suite against the endpoint and the gateway behind it.
+check_conformance() {
+  if [ ! -f "$test_tools/node/node_modules/@modelcontextprotocol/conformance/dist/index.js" ]; then
+    missing "the MCP conformance suite"
+    return 0
+  fi
+  step "MCP conformance" scripts/conformance.sh
+}
+
 full() {
   scripts/get_models.sh --qwen models
   step "a larger model" cargo test --locked --workspace --test logits -- --ignored qwen2
@@ -94,6 +103,7 @@ check_scripts
 step "cargo doc" check_documents
 check_without_features
 check_schedules
+check_conformance
 [ "$mode" != --full ] || full
 # Last, so that its summary lines close the log.
 step "cargo test" cargo test --locked --workspace
