@@ -11,7 +11,7 @@ use mistralrs_core::LoadError;
 use mistralrs_core::layers::{HeadCounts, RotaryConfig, RotaryPairing, RotaryScaling};
 use mistralrs_core::loader::progress::LoadProgress;
 use mistralrs_core::loader::weights::{Naming, StoredTensor, WeightFiles, Weights};
-use mistralrs_core::models::config::Presence;
+use mistralrs_core::models::config::{AttentionBias, Presence};
 use mistralrs_core::models::{CausalLm, DecoderConfig, StepBatch, llama};
 use mistralrs_paged_attn::{KvCache, KvDType, KvLayout, RaggedBatch};
 use mistralrs_quant::{BlockFormat, FloatFormat, WeightFormat};
@@ -37,7 +37,7 @@ fn smollm2() -> DecoderConfig {
             pairing: RotaryPairing::Interleaved,
             scaling: RotaryScaling::None,
         },
-        attention_bias: Presence::Absent,
+        attention_bias: AttentionBias::uniform(Presence::Absent),
         mlp_bias: Presence::Absent,
         output_matrix: Presence::Absent,
     }

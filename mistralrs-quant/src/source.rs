@@ -85,7 +85,7 @@ impl<'a> Source<'a> {
         match self {
             Self::Rows(rows) => out.copy_from_slice(&rows[row * len..][..len]),
             Self::Normed { rows, weight, eps } => {
-                kernels::rms_norm(level, &rows[row * len..][..len], (weight, eps), out)
+                kernels::rms_norm(level, &rows[row * len..][..len], (weight, eps), out);
             }
             Self::Gated(rows) => {
                 let (gate, up) = rows[2 * row * len..][..2 * len].split_at(len);

@@ -9,7 +9,7 @@ use mistralrs_quant::{
 };
 
 use super::norm::RmsNorm;
-use super::rows::{Pool, Rows, RowsMut};
+use super::rows::{Matrix, MatrixMut, Pool};
 
 /// A weight `[N, K]`: of a projection, or the token table, or both when the head is tied.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl InplaceOp1 for TableRows<'_> {
         if let Some(index) = indices.iter().find(|index| **index as usize >= table_rows) {
             candle_core::bail!("row {index} of a table of {table_rows}")
         }
-        let out = RowsMut::of(out, layout)?;
+        let out = MatrixMut::of(out, layout)?;
         if (out.num_rows, out.num_columns) != (indices.len(), row_size) {
             candle_core::bail!("{} rows of {row_size} columns into {layout:?}", indices.len())
         }
@@ -202,7 +202,7 @@ struct Projections<'a> {
 }
 
 impl Projections<'_> {
-    fn source<'b>(&'b self, input: Rows<'b>) -> Result<(Source<'b>, usize)> {
+    fn source<'b>(&'b self, input: Matrix<'b>) -> Result<(Source<'b>, usize)> {
         let source = match self.fused.0 {
             Prologue::None => (Source::Rows(input.values), input.num_columns),
             Prologue::Norm(norm) => (norm.source(input)?, input.num_columns),
@@ -243,7 +243,7 @@ impl InplaceOp2 for Projections<'_> {
         from: &CpuStorage,
         from_layout: &Layout,
     ) -> Result<()> {
-        let (out, input) = (RowsMut::of(out, out_layout)?, Rows::of(from, from_layout)?);
+        let (out, input) = (MatrixMut::of(out, out_layout)?, Matrix::of(from, from_layout)?);
         let (source, num_inputs) = self.source(input)?;
         let num_outputs: usize = self.parts.iter().map(|part| part.weight.num_outputs()).sum();
         if (out.num_rows, out.num_columns) != (input.num_rows, num_outputs) {

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 use mistralrs_quant::Source;
 
-use super::rows::{Pool, Rows, RowsMut};
+use super::rows::{Matrix, MatrixMut, Pool};
 
 /// `y = x / sqrt(mean(x²) + eps) · w`. Source: Zhang & Sennrich 2019 (arXiv:1910.07467).
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ impl RmsNorm {
     }
 
     /// `rows` as they are made for a projection.
-    pub(super) fn source<'a>(&'a self, rows: Rows<'a>) -> Result<Source<'a>> {
+    pub(super) fn source<'a>(&'a self, rows: Matrix<'a>) -> Result<Source<'a>> {
         if rows.num_columns != self.weight.len() {
             candle_core::bail!("a norm of {} columns got {}", self.weight.len(), rows.num_columns)
         }
@@ -47,7 +47,7 @@ impl InplaceOp2 for RmsNorm {
         from: &CpuStorage,
         from_layout: &Layout,
     ) -> Result<()> {
-        let (out, from) = (RowsMut::of(out, out_layout)?, Rows::of(from, from_layout)?);
+        let (out, from) = (MatrixMut::of(out, out_layout)?, Matrix::of(from, from_layout)?);
         let source = self.source(from)?;
         if (out.num_rows, out.num_columns) != (from.num_rows, from.num_columns) {
             candle_core::bail!("{from_layout:?} normalized into {out_layout:?}")

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use super::rows::RowsMut;
+use super::rows::MatrixMut;
 
 /// Which two values of a head turn together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,7 +189,7 @@ impl InplaceOp1 for Turn<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let values = RowsMut::of(storage, layout)?;
+        let values = MatrixMut::of(storage, layout)?;
         let HeadColumns { first, num_heads, head_size } = self.columns;
         let num_pairs = self.angles.num_pairs;
         if values.num_rows * num_pairs != self.angles.turns.len() {

@@ -23,15 +23,15 @@ impl Threads for Pool {
 
 /// A contiguous `[rows, columns]` f32 tensor's elements, in order.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rows<'a> {
+pub(super) struct Matrix<'a> {
     pub(super) values: &'a [f32],
     pub(super) num_rows: usize,
     pub(super) num_columns: usize,
 }
 
-/// [`Rows`] to write to.
+/// A [`Matrix`] to write to.
 #[derive(Debug)]
-pub(super) struct RowsMut<'a> {
+pub(super) struct MatrixMut<'a> {
     pub(super) values: &'a mut [f32],
     pub(super) num_rows: usize,
     pub(super) num_columns: usize,
@@ -45,7 +45,7 @@ fn elements(layout: &Layout) -> Result<(Range<usize>, usize, usize)> {
     Ok((start..end, num_rows, num_columns))
 }
 
-impl<'a> Rows<'a> {
+impl<'a> Matrix<'a> {
     /// # Errors
     /// The tensor is not f32, not contiguous or not two-dimensional.
     pub(super) fn of(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
@@ -54,9 +54,9 @@ impl<'a> Rows<'a> {
     }
 }
 
-impl<'a> RowsMut<'a> {
+impl<'a> MatrixMut<'a> {
     /// # Errors
-    /// As [`Rows::of`]'s.
+    /// As [`Matrix::of`]'s.
     pub(super) fn of(storage: &'a mut CpuStorage, layout: &Layout) -> Result<Self> {
         let (range, num_rows, num_columns) = elements(layout)?;
         let CpuStorage::F32(values) = storage else {
@@ -124,7 +124,7 @@ impl InplaceOp2 for CopyRows<'_> {
         from: &CpuStorage,
         from_layout: &Layout,
     ) -> Result<()> {
-        let (out, from) = (RowsMut::of(out, out_layout)?, Rows::of(from, from_layout)?);
+        let (out, from) = (MatrixMut::of(out, out_layout)?, Matrix::of(from, from_layout)?);
         if (out.num_rows, out.num_columns) != (self.0.len(), from.num_columns) {
             candle_core::bail!("{} rows of {} columns into {out_layout:?}", self.0.len(), from.num_columns)
         }

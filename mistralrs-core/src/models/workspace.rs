@@ -64,9 +64,9 @@ pub struct StepViews {
 /// T, L and E of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct StepRows {
-    num_tokens: usize,
-    num_logit_rows: usize,
-    num_hidden_rows: usize,
+    tokens: usize,
+    logits: usize,
+    hidden: usize,
 }
 
 impl Workspace {
@@ -98,27 +98,23 @@ impl Workspace {
     /// # Errors
     /// The device's.
     pub fn views(&mut self, batch: &StepBatch) -> Result<StepViews> {
-        let rows = StepRows {
-            num_tokens: batch.token_ids.len(),
-            num_logit_rows: batch.logit_rows.len(),
-            num_hidden_rows: batch.hidden_rows.len(),
-        };
+        let rows =
+            StepRows { tokens: batch.token_ids.len(), logits: batch.logit_rows.len(), hidden: batch.hidden_rows.len() };
         if let Some(views) = self.views.as_ref().filter(|views| views.rows == rows) {
             return Ok(views.clone());
         }
         // Before anything grows: what is viewed cannot be given back.
         self.views = None;
-        let StepRows { num_tokens, num_logit_rows, num_hidden_rows } = rows;
-        let attended = self.attended.view(num_tokens)?;
+        let attended = self.attended.view(rows.tokens)?;
         let views = StepViews {
             rows,
-            hidden: self.hidden.view(num_tokens)?,
-            attention: AttentionBuffers::new(self.query_key_value.view(num_tokens)?, attended, self.heads)?,
-            gate_up: self.gate_up.view(num_tokens)?,
-            logit_states: self.logit_states.view(num_logit_rows)?,
-            logits: self.logits.view(num_logit_rows)?,
-            chosen_states: self.chosen_states.view(num_hidden_rows)?,
-            normed_states: self.normed_states.view(num_hidden_rows)?,
+            hidden: self.hidden.view(rows.tokens)?,
+            attention: AttentionBuffers::new(self.query_key_value.view(rows.tokens)?, attended, self.heads)?,
+            gate_up: self.gate_up.view(rows.tokens)?,
+            logit_states: self.logit_states.view(rows.logits)?,
+            logits: self.logits.view(rows.logits)?,
+            chosen_states: self.chosen_states.view(rows.hidden)?,
+            normed_states: self.normed_states.view(rows.hidden)?,
         };
         Ok(self.views.insert(views).clone())
     }

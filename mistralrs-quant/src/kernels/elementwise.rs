@@ -62,7 +62,7 @@ fn exp(value: f32) -> f32 {
     let series = series * rest + 8.333_452e-3;
     let series = series * rest + 4.166_579_6e-2;
     let series = series * rest + 1.666_666_5e-1;
-    let series = series * rest + 5.000_000_1e-1;
+    let series = series * rest + 0.5;
     let power = f32::from_bits((shifted.to_bits() << MANTISSA_BITS).wrapping_add(EXPONENT_BIAS << MANTISSA_BITS));
     (series * rest * rest + rest + 1.0) * power
 }
