@@ -146,7 +146,7 @@ mod tests {
     fn a_row_of_zeros_stays_one() {
         let mut out = [1.0; 3];
         Source::Normed { rows: &[0.0; 3], weight: &[1.0; 3], eps: 1e-5 }.write(3, &mut out, &CallingThread);
-        assert_eq!(out, [0.0; 3]);
+        assert!(out.iter().all(|value| *value == 0.0), "{out:?}");
     }
 
     #[test]
@@ -159,7 +159,7 @@ mod tests {
         assert_near(&out, gate.iter().zip(up).map(|(gate, up)| silu(f64::from(*gate)) * f64::from(*up)));
         let mut far = [1.0; 3];
         Source::Gated(&[-1e30, 1e30, f32::NAN, 7.0, 1.0, 1.0]).write(3, &mut far, &CallingThread);
-        assert!(far[0] == 0.0 && far[1] == 1e30 && far[2].is_nan(), "{far:?}");
+        assert!(far[0] == 0.0 && far[1] > 9e29 && far[2].is_nan(), "{far:?}");
     }
 
     #[test]

@@ -191,15 +191,12 @@ fn start_log(settings: &ServerSettings) -> anyhow::Result<()> {
 }
 
 /// The compute pools of candle and rayon are sized by the environment only, when they are first used. Two threads on one core
-/// share the units that kernels keep busy, so there is one for each; who set the variables knows better.
+/// share the units that kernels keep busy: by default there is one for each core.
 fn set_threads(settings: &ServerSettings) {
     let default = num_cpus::get_physical().min(num_cpus::get());
+    let threads = settings.threads.map_or(default, NonZeroUsize::get).to_string();
     for variable in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
-        if settings.threads.is_none() && std::env::var_os(variable).is_some() {
-            continue;
-        }
-        let threads = settings.threads.map_or(default, NonZeroUsize::get);
         // SAFETY: the process has one thread yet: the runtime starts after this, the compute pools later.
-        unsafe { std::env::set_var(variable, threads.to_string()) };
+        unsafe { std::env::set_var(variable, &threads) };
     }
 }

@@ -79,13 +79,13 @@ mod tests {
             let error = (f64::from(exp(value)) - expected).abs() / expected;
             assert!(error < 2.4e-7, "exp({value}) is {error:.1e} off");
         }
-        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(0.0).to_bits(), 1f32.to_bits());
     }
 
     #[test]
     fn exp_saturates_and_passes_on_what_is_no_number() {
         for value in [89.0, 1e10, f32::INFINITY] {
-            assert_eq!(exp(value), f32::INFINITY, "{value}");
+            assert!(exp(value).is_infinite(), "{value}");
         }
         for value in [-88.0, -1e10, f32::NEG_INFINITY] {
             assert!((0.0..1e-37).contains(&exp(value)), "{value}");

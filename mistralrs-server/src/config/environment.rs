@@ -42,6 +42,9 @@ impl Environment {
         let rate = self.number::<u32>("MISTRALRS_HTTP_MCP_RATE_LIMIT", "requests a second, as a whole number")?;
         set(&mut overlay, "http_mcp.rate_limit.global", rate);
         set(&mut overlay, "server.log", self.get("RUST_LOG"));
+        // 0 means the default, as it does to rayon.
+        let threads = self.number::<usize>("RAYON_NUM_THREADS", "a number of threads")?.filter(|threads| *threads > 0);
+        set(&mut overlay, "server.threads", threads);
         Ok(overlay)
     }
 
