@@ -84,7 +84,8 @@ run_client() {
 node_packages "$tools/node" "$repository/mistralrs-server/tests/support/node"
 suite=$tools/node/node_modules/@modelcontextprotocol/conformance/dist/index.js
 node=$(find "$tools"/node/node_modules/node-linux-*/bin/node | head -n 1)
-(cd "$repository" && cargo build --locked --package mistralrs-server)
+# The tests' build has the server in it; one of its own would build dependencies again with other features.
+(cd "$repository" && cargo test --locked --workspace --no-run)
 rm -rf "$reports"
 mkdir -p "$reports"
 [ $# -gt 0 ] || set -- 2025-11-25 2026-07-28
