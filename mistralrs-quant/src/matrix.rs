@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use crate::activations::{QuantizedRows, STRIP, SpanSet};
 use crate::format::{BLOCK, BlockFormat};
 use crate::kernels::{self, Job, Level, MAX_EXPANDED_BYTES, TILES_AT_ONCE};
-use crate::storage::{self, CacheLine};
+use crate::storage::{self, CacheLine, Storage};
 use crate::threads::{SendPointer, Threads};
 use crate::tile::TILE;
 
@@ -17,7 +17,7 @@ const MAX_UNIT_BYTES: usize = 512 * 1024;
 
 /// A weight `[N, K]` of quantized blocks: tiles of 16 outputs, each a run of groups of inputs; the last tile is zero-padded.
 pub struct BlockMatrix {
-    storage: Vec<CacheLine>,
+    storage: Storage,
     format: BlockFormat,
     num_outputs: usize,
     num_inputs: usize,
@@ -153,8 +153,8 @@ impl BlockMatrix {
         let group_bytes = format.group_layout().num_bytes;
         let tile_bytes = num_inputs / format.block_len() * group_bytes;
         let num_bytes = rows.len().div_ceil(TILE) * tile_bytes;
-        let mut storage = storage::zeroed(num_bytes);
-        for_each_tile(&mut storage::bytes_mut(&mut storage)[..num_bytes], tile_bytes, threads, |tile, bytes| {
+        let mut storage = Storage::zeroed(num_bytes);
+        for_each_tile(storage.bytes_mut(), tile_bytes, threads, |tile, bytes| {
             for (lane, row) in rows[tile * TILE..].iter().take(TILE).enumerate() {
                 for (block, group) in row.chunks_exact(format.block_bytes()).zip(bytes.chunks_exact_mut(group_bytes)) {
                     format.pack_block(&format.read_block(block), lane, group);
@@ -186,7 +186,7 @@ impl BlockMatrix {
 
     /// Bytes held.
     pub fn num_bytes(&self) -> usize {
-        size_of_val(self.storage.as_slice())
+        self.storage.bytes().len()
     }
 
     /// Row `index`, dequantized.
@@ -197,7 +197,7 @@ impl BlockMatrix {
         assert!(index < self.num_outputs && out.len() == self.num_inputs, "row {index} into {} values", out.len());
         let group_bytes = self.format.group_layout().num_bytes;
         let tile_bytes = self.num_groups() * group_bytes;
-        let tile = &storage::bytes(&self.storage)[index / TILE * tile_bytes..][..tile_bytes];
+        let tile = &self.storage.bytes()[index / TILE * tile_bytes..][..tile_bytes];
         for (group, out) in tile.chunks_exact(group_bytes).zip(out.chunks_exact_mut(self.format.block_len())) {
             self.format.unpack_lane(group, index % TILE, out);
         }
@@ -255,7 +255,7 @@ impl BlockMatrix {
     }
 
     fn tiles(&self) -> Tiles<'_> {
-        Tiles { bytes: storage::bytes(&self.storage), format: self.format, num_groups: self.num_groups() }
+        Tiles { bytes: self.storage.bytes(), format: self.format, num_groups: self.num_groups() }
     }
 }
 
@@ -306,8 +306,8 @@ pub(crate) fn with_scratch(num_bytes: usize, work: impl FnOnce(&mut [u8])) {
     }
     SCRATCH.with_borrow_mut(|lines| {
         if lines.len() * size_of::<CacheLine>() < num_bytes {
-            *lines = storage::zeroed(num_bytes);
+            *lines = storage::zeroed_lines(num_bytes);
         }
-        work(&mut storage::bytes_mut(lines)[..num_bytes]);
+        work(&mut storage::line_bytes_mut(lines)[..num_bytes]);
     });
 }

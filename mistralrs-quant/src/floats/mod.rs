@@ -11,7 +11,7 @@ use std::fmt;
 use half::{bf16, f16};
 
 use crate::matrix::{Columns, NotRows, Output, for_each_tile, with_scratch};
-use crate::storage::{self, CacheLine};
+use crate::storage::Storage;
 use crate::threads::Threads;
 use crate::tile::TILE;
 
@@ -45,7 +45,7 @@ pub enum FloatFormat {
 
 /// A weight `[N, K]` of floats: tiles of 16 outputs, each a run of inputs; the last tile is zero-padded.
 pub struct FloatMatrix {
-    storage: Vec<CacheLine>,
+    storage: Storage,
     format: FloatFormat,
     num_outputs: usize,
     num_inputs: usize,
@@ -104,8 +104,8 @@ impl FloatMatrix {
         }
         let rows: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks_exact(row_bytes)).collect();
         let num_bytes = rows.len().div_ceil(TILE) * TILE * row_bytes;
-        let mut storage = storage::zeroed(num_bytes);
-        for_each_tile(&mut storage::bytes_mut(&mut storage)[..num_bytes], TILE * row_bytes, threads, |tile, bytes| {
+        let mut storage = Storage::zeroed(num_bytes);
+        for_each_tile(storage.bytes_mut(), TILE * row_bytes, threads, |tile, bytes| {
             for (lane, row) in rows[tile * TILE..].iter().take(TILE).enumerate() {
                 for (input, element) in row.chunks_exact(size).enumerate() {
                     bytes[(input * TILE + lane) * size..][..size].copy_from_slice(element);
@@ -127,7 +127,7 @@ impl FloatMatrix {
 
     /// Bytes held.
     pub fn num_bytes(&self) -> usize {
-        size_of_val(self.storage.as_slice())
+        self.storage.bytes().len()
     }
 
     /// Row `index`, widened.
@@ -137,7 +137,7 @@ impl FloatMatrix {
     pub fn copy_row(&self, index: usize, out: &mut [f32]) {
         assert!(index < self.num_outputs && out.len() == self.num_inputs, "row {index} into {} values", out.len());
         let size = self.format.element_bytes();
-        let tile = &storage::bytes(&self.storage)[index / TILE * TILE * self.num_inputs * size..];
+        let tile = &self.storage.bytes()[index / TILE * TILE * self.num_inputs * size..];
         for (input, out) in out.iter_mut().enumerate() {
             *out = self.format.widen_one(&tile[(input * TILE + index % TILE) * size..][..size]);
         }
@@ -160,7 +160,7 @@ impl FloatMatrix {
         let tiles_per_unit = kernel::tiles_at_once(level, num_rows);
         let row_chunks = num_rows.div_ceil(ROWS_PER_UNIT);
         let tile_bytes = TILE * self.num_inputs * self.format.element_bytes();
-        let weights = storage::bytes(&self.storage);
+        let weights = self.storage.bytes();
         let widened_bytes = self.widened_bytes(tiles_per_unit, num_rows);
         threads.run(num_tiles.div_ceil(tiles_per_unit) * row_chunks, &|units| {
             with_scratch(widened_bytes, |scratch| {
