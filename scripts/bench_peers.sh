@@ -56,8 +56,11 @@ build_llama() {
   say "Building llama.cpp of llama-cpp-python $llama_version (once, about ten minutes on two cores)"
   python3 -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$peers" "llama-cpp-python==$llama_version"
   tar -xzf "$peers/llama_cpp_python-$llama_version.tar.gz" -C "$peers"
+  # On a Sapphire Rapids its threads reach AMX tiles that they have not configured, and end in SIGILL: the next best units.
+  local flags=
+  ! grep -qw amx_tile /proc/cpuinfo || flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
   cmake -S "$peers/llama_cpp_python-$llama_version/vendor/llama.cpp" -B "$llama" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-    -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
+    -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
   cmake --build "$llama" --target llama-server llama-bench llama-quantize llama-perplexity
 }
 

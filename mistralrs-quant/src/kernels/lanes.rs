@@ -54,6 +54,8 @@ pub(super) unsafe trait Lanes: Copy {
     /// Writes 16 floats.
     unsafe fn store(self, at: *mut f32);
 
+    /// Asks for a cache line that will be read soon; any address will do.
+    fn prefetch(at: *const u8);
     /// 64 bytes.
     unsafe fn load_bytes(at: *const u8) -> Self::Bytes;
     /// Writes 64 bytes.
@@ -167,6 +169,8 @@ unsafe impl Lanes for PlainLanes {
         // SAFETY: the trait's promise.
         unsafe { at.cast::<[f32; TILE]>().write_unaligned(self.0) }
     }
+
+    fn prefetch(_: *const u8) {}
 
     unsafe fn load_bytes(at: *const u8) -> Self::Bytes {
         // SAFETY: the trait's promise.
