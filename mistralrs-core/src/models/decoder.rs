@@ -153,10 +153,11 @@ impl CausalLm for Decoder {
         if batch.positions.len() != num_tokens {
             candle_core::bail!("{num_tokens} tokens with {} positions", batch.positions.len())
         }
-        let views = self.workspace.views(batch)?;
+        let views = self.workspace.begin_step(batch)?;
         self.run_layers(batch, &views, kv)?;
         self.run_head(batch, &views)?;
         self.run_output_norm(batch, &views)?;
+        self.workspace.end_step();
         Ok(StepOutput { logits: views.logits, hidden: views.normed_states })
     }
 }

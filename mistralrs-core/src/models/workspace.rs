@@ -22,7 +22,9 @@ pub struct WorkspaceShape {
 /// See the module.
 #[derive(Debug)]
 pub struct Workspace {
-    heads: HeadCounts,
+    shape: WorkspaceShape,
+    /// A step began and did not end: if it panicked, the locks of the tensors it wrote to are poisoned.
+    is_suspect: bool,
     hidden: Buffer,
     query_key_value: Buffer,
     attended: Buffer,
@@ -77,7 +79,8 @@ impl Workspace {
     pub fn new(shape: WorkspaceShape, angles: RotaryAngles) -> Result<Self> {
         let WorkspaceShape { hidden_size, heads, intermediate_size, vocab_size } = shape;
         Ok(Self {
-            heads,
+            shape,
+            is_suspect: false,
             hidden: Buffer::new(hidden_size)?,
             query_key_value: Buffer::new(heads.query_size() + 2 * heads.kv_size())?,
             attended: Buffer::new(heads.query_size())?,
@@ -93,11 +96,24 @@ impl Workspace {
         })
     }
 
-    /// Room for `batch`. What was there before is lost.
+    /// Room for `batch`, whose step ends with [`Self::end_step`]. What was there before is lost.
     ///
     /// # Errors
     /// The device's.
-    pub fn views(&mut self, batch: &StepBatch) -> Result<StepViews> {
+    pub fn begin_step(&mut self, batch: &StepBatch) -> Result<StepViews> {
+        if self.is_suspect {
+            *self = Self::new(self.shape, self.angles.clone())?;
+        }
+        self.is_suspect = true;
+        self.views(batch)
+    }
+
+    /// The step ended in order. One that fails is not ended: its memory is not used again either.
+    pub fn end_step(&mut self) {
+        self.is_suspect = false;
+    }
+
+    fn views(&mut self, batch: &StepBatch) -> Result<StepViews> {
         let rows =
             StepRows { tokens: batch.token_ids.len(), logits: batch.logit_rows.len(), hidden: batch.hidden_rows.len() };
         if let Some(views) = self.views.as_ref().filter(|views| views.rows == rows) {
@@ -109,7 +125,7 @@ impl Workspace {
         let views = StepViews {
             rows,
             hidden: self.hidden.view(rows.tokens)?,
-            attention: AttentionBuffers::new(self.query_key_value.view(rows.tokens)?, attended, self.heads)?,
+            attention: AttentionBuffers::new(self.query_key_value.view(rows.tokens)?, attended, self.shape.heads)?,
             gate_up: self.gate_up.view(rows.tokens)?,
             logit_states: self.logit_states.view(rows.logits)?,
             logits: self.logits.view(rows.logits)?,
@@ -144,7 +160,53 @@ impl Buffer {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use candle_core::{CpuStorage, InplaceOp1, Layout, Storage};
+
     use super::*;
+    use crate::layers::{RotaryConfig, RotaryEmbedding, RotaryPairing, RotaryScaling};
+
+    fn workspace() -> Workspace {
+        let heads = HeadCounts { num_heads: 2, num_kv_heads: 1, head_size: 4 };
+        let shape = WorkspaceShape { hidden_size: 8, heads, intermediate_size: 8, vocab_size: 5 };
+        let rotary =
+            RotaryConfig { theta: 1e4, size: 4, pairing: RotaryPairing::HalfSplit, scaling: RotaryScaling::None };
+        Workspace::new(shape, RotaryEmbedding::new(&rotary).unwrap().angles()).unwrap()
+    }
+
+    fn address(tensor: &Tensor) -> *const f32 {
+        let (storage, _) = tensor.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { panic!("a tensor on the CPU") };
+        storage.as_slice::<f32>().unwrap().as_ptr()
+    }
+
+    /// Panics while it writes to a tensor, whose lock is poisoned then.
+    struct Panics;
+
+    impl InplaceOp1 for Panics {
+        fn name(&self) -> &'static str {
+            "panics"
+        }
+
+        fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
+            panic!("asked to")
+        }
+    }
+
+    #[test]
+    fn a_step_that_panicked_leaves_nothing_to_the_next() {
+        let batch = StepBatch { token_ids: vec![1, 2], logit_rows: vec![1], ..StepBatch::default() };
+        let mut workspace = workspace();
+        let views = workspace.begin_step(&batch).unwrap();
+        let panicked = catch_unwind(AssertUnwindSafe(|| views.hidden.inplace_op1(&Panics)));
+        assert!(panicked.is_err() && catch_unwind(AssertUnwindSafe(|| views.hidden.inplace_op1(&Panics))).is_err());
+        let views = workspace.begin_step(&batch).unwrap();
+        assert_eq!(views.hidden.to_vec2::<f32>().unwrap(), [[0.0; 8]; 2]);
+        workspace.end_step();
+        let again = workspace.begin_step(&batch).unwrap();
+        assert_eq!(address(&again.hidden), address(&views.hidden), "a step that ended lends its memory");
+    }
 
     #[test]
     fn a_buffer_grows_by_doubling_and_never_shrinks() {
