@@ -1,4 +1,3 @@
-use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -110,6 +109,8 @@ fn the_environment_names_the_file_and_the_mcp_endpoint() {
 #[cfg(feature = "http-mcp-stream")]
 #[test]
 fn the_mcp_endpoint_comes_from_flags_environment_or_file() {
+    use std::fmt::Write as _;
+
     let show = |case: Case| match case.settings().unwrap().mcp {
         None => "off".to_owned(),
         Some(McpSettings { http, .. }) => {
