@@ -70,6 +70,7 @@ pub(crate) const MAX_BLOCK_LEN: usize = 256;
 pub(crate) const MAX_SPANS: usize = 16;
 
 /// What a file's block says, type by type the same.
+#[derive(Clone, Copy)]
 pub(crate) struct Block {
     /// By input; the code fills the high bits of its byte and zero is 128, so that all types subtract the same.
     pub(crate) codes: [u8; MAX_BLOCK_LEN],
@@ -81,6 +82,17 @@ pub(crate) struct Block {
     pub(crate) scale_steps: [i8; MAX_SPANS],
     /// By span: how many steps the minimum has.
     pub(crate) minimum_steps: [i8; MAX_SPANS],
+}
+
+impl Block {
+    /// Says nothing; what it says of a row is zero.
+    pub(crate) const EMPTY: Self = Self {
+        codes: [0; MAX_BLOCK_LEN],
+        scale: 0,
+        minimum: 0,
+        scale_steps: [0; MAX_SPANS],
+        minimum_steps: [0; MAX_SPANS],
+    };
 }
 
 impl BlockFormat {
@@ -204,31 +216,24 @@ impl BlockFormat {
         })
     }
 
-    /// Reads a file's block.
-    pub(crate) fn read_block(self, bytes: &[u8]) -> Block {
-        let mut block = Block {
-            codes: [0; MAX_BLOCK_LEN],
-            scale: 0,
-            minimum: 0,
-            scale_steps: [0; MAX_SPANS],
-            minimum_steps: [0; MAX_SPANS],
-        };
+    /// Reads a file's block over `block`, which is empty or one of this type.
+    pub(crate) fn read_block(self, bytes: &[u8], block: &mut Block) {
         match self {
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Iq4Nl | Self::Mxfp4 => {
-                self.read_nibbles(bytes, &mut block);
+                self.read_nibbles(bytes, block);
             }
             Self::Q8_0 => {
                 let [scale, codes] = split(bytes, [2, 32]);
+                let codes = runs::<BLOCK>(codes);
                 block.scale = half_bits(scale);
-                fill(&mut block.codes, |input| codes[input] ^ 0x80, BLOCK);
+                fill::<BLOCK>(&mut block.codes[..BLOCK], |run, place| codes[run][place] ^ 0x80);
             }
-            Self::Q2K => read_q2k(bytes, &mut block),
-            Self::Q3K => read_q3k(bytes, &mut block),
-            Self::Q4K | Self::Q5K => self.read_q4k_or_q5k(bytes, &mut block),
-            Self::Q6K => read_q6k(bytes, &mut block),
-            Self::Iq4Xs => read_iq4_xs(bytes, &mut block),
+            Self::Q2K => read_q2k(bytes, block),
+            Self::Q3K => read_q3k(bytes, block),
+            Self::Q4K | Self::Q5K => self.read_q4k_or_q5k(bytes, block),
+            Self::Q6K => read_q6k(bytes, block),
+            Self::Iq4Xs => read_iq4_xs(bytes, block),
         }
-        block
     }
 
     /// Blocks of 32 with codes of 4 or 5 bits.
@@ -242,12 +247,15 @@ impl BlockFormat {
             block.minimum = half_bits(minimum);
         }
         // Input i shares a byte with input i + 16.
-        let nibble = |input: usize| nibbles[input % 16] >> (input / 16 * 4) & 15;
-        if fifths.is_empty() {
-            fill(&mut block.codes, |input| nibble(input) << 4, BLOCK);
+        let nibbles = runs::<16>(nibbles);
+        let nibble = |run: usize, place: usize| nibbles[0][place] >> (run * 4) & 15;
+        let codes = &mut block.codes[..BLOCK];
+        if let &[a, b, c, d] = fifths {
+            let fifths = [u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])];
+            let fifth = |run: usize, place: usize| (fifths[run] >> place & 1) as u8;
+            fill::<16>(codes, |run, place| nibble(run, place) << 3 | fifth(run, place) << 7);
         } else {
-            let fifth = |input: usize| fifths[input / 8] >> (input % 8) & 1;
-            fill(&mut block.codes, |input| nibble(input) << 3 | fifth(input) << 7, BLOCK);
+            fill::<16>(codes, |run, place| nibble(run, place) << 4);
         }
     }
 
@@ -268,12 +276,13 @@ impl BlockFormat {
             block.minimum_steps[span] = minimum.cast_signed();
         }
         // Spans 2i and 2i + 1 are the low and high nibbles of 32 bytes.
-        let nibble = |input: usize| nibbles[input / 64 * 32 + input % 32] >> (input / 32 % 2 * 4) & 15;
-        if fifths.is_empty() {
-            fill(&mut block.codes, |input| nibble(input) << 4, MAX_BLOCK_LEN);
+        let nibbles = runs::<32>(nibbles);
+        let nibble = |run: usize, place: usize| nibbles[run / 2][place] >> (run % 2 * 4) & 15;
+        if let [fifths] = runs::<32>(fifths) {
+            let fifth = |run: usize, place: usize| fifths[place] >> run & 1;
+            fill::<32>(&mut block.codes, |run, place| nibble(run, place) << 3 | fifth(run, place) << 7);
         } else {
-            let fifth = |input: usize| fifths[input % 32] >> (input / 32) & 1;
-            fill(&mut block.codes, |input| nibble(input) << 3 | fifth(input) << 7, MAX_BLOCK_LEN);
+            fill::<32>(&mut block.codes, |run, place| nibble(run, place) << 4);
         }
     }
 }
@@ -286,7 +295,8 @@ fn read_q2k(bytes: &[u8], block: &mut Block) {
         block.scale_steps[span] = (steps & 15).cast_signed();
         block.minimum_steps[span] = (steps >> 4).cast_signed();
     }
-    fill(&mut block.codes, |input| two_bits(codes, input) << 6, MAX_BLOCK_LEN);
+    let codes = runs::<32>(codes);
+    fill::<32>(&mut block.codes, |run, place| two_bits(codes, run, place) << 6);
 }
 
 fn read_q3k(bytes: &[u8], block: &mut Block) {
@@ -297,8 +307,9 @@ fn read_q3k(bytes: &[u8], block: &mut Block) {
         let high = steps[8 + span % 4] >> (span / 4 * 2) & 3;
         block.scale_steps[span] = (low | high << 4).cast_signed() - 32;
     }
-    let third = |input: usize| thirds[input % 32] >> (input / 32) & 1;
-    fill(&mut block.codes, |input| two_bits(codes, input) << 5 | third(input) << 7, MAX_BLOCK_LEN);
+    let (thirds, codes) = (runs::<32>(thirds), runs::<32>(codes));
+    let third = |run: usize, place: usize| thirds[0][place] >> run & 1;
+    fill::<32>(&mut block.codes, |run, place| two_bits(codes, run, place) << 5 | third(run, place) << 7);
 }
 
 fn read_q6k(bytes: &[u8], block: &mut Block) {
@@ -308,8 +319,9 @@ fn read_q6k(bytes: &[u8], block: &mut Block) {
         *to = step.cast_signed();
     }
     // Of each 128 inputs the first 64 are low nibbles.
-    let nibble = |input: usize| nibbles[input / 128 * 64 + input % 64] >> (input / 64 % 2 * 4) & 15;
-    fill(&mut block.codes, |input| nibble(input) << 2 | two_bits(pairs, input) << 6, MAX_BLOCK_LEN);
+    let (nibbles, pairs) = (runs::<32>(nibbles), runs::<32>(pairs));
+    let nibble = |run: usize, place: usize| nibbles[run / 4 * 2 + run % 2][place] >> (run / 2 % 2 * 4) & 15;
+    fill::<32>(&mut block.codes, |run, place| nibble(run, place) << 2 | two_bits(pairs, run, place) << 6);
 }
 
 fn read_iq4_xs(bytes: &[u8], block: &mut Block) {
@@ -321,19 +333,28 @@ fn read_iq4_xs(bytes: &[u8], block: &mut Block) {
         block.scale_steps[span] = (low | high << 4).cast_signed() - 32;
     }
     // Of each 32 inputs the first 16 are low nibbles.
-    let nibble = |input: usize| nibbles[input / 32 * 16 + input % 16] >> (input / 16 % 2 * 4) & 15;
-    fill(&mut block.codes, |input| nibble(input) << 4, MAX_BLOCK_LEN);
+    let nibbles = runs::<16>(nibbles);
+    fill::<16>(&mut block.codes, |run, place| (nibbles[run / 2][place] >> (run % 2 * 4) & 15) << 4);
 }
 
 /// Pairs of bits as all k-quants keep them: of each 128 inputs, every 32 in the same bits of 32 bytes.
-fn two_bits(pairs: &[u8], input: usize) -> u8 {
-    pairs[input / 128 * 32 + input % 32] >> (input / 32 % 4 * 2) & 3
+fn two_bits(pairs: &[[u8; 32]], run: usize, place: usize) -> u8 {
+    pairs[run / 4][place] >> (run % 4 * 2) & 3
 }
 
-fn fill(codes: &mut [u8], code: impl Fn(usize) -> u8, len: usize) {
-    for (input, to) in codes[..len].iter_mut().enumerate() {
-        *to = code(input);
+/// Sets codes run by run, by run and place in it. Within a run all come out of neighbouring bytes by the same shift, which
+/// is what the compiler needs to take them sixteen at a time.
+#[inline]
+fn fill<const RUN: usize>(codes: &mut [u8], code: impl Fn(usize, usize) -> u8) {
+    for (run, codes) in codes.as_chunks_mut::<RUN>().0.iter_mut().enumerate() {
+        for (place, to) in codes.iter_mut().enumerate() {
+            *to = code(run, place);
+        }
     }
+}
+
+fn runs<const RUN: usize>(bytes: &[u8]) -> &[[u8; RUN]] {
+    bytes.as_chunks().0
 }
 
 /// `bytes` in parts of these lengths.

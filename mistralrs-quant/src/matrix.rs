@@ -5,8 +5,9 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use crate::activations::{QuantizedRows, STRIP, SpanSet};
-use crate::format::{BLOCK, BlockFormat};
+use crate::format::{BLOCK, Block, BlockFormat};
 use crate::kernels::{self, Job, Level, MAX_EXPANDED_BYTES, TILES_AT_ONCE};
+use crate::packing::StoredRows;
 use crate::storage::{self, CacheLine, Storage};
 use crate::threads::{SendPointer, Threads};
 use crate::tile::TILE;
@@ -143,22 +144,30 @@ impl BlockMatrix {
         parts: &[&[u8]],
         threads: &dyn Threads,
     ) -> Result<Self, NotRows> {
-        let row_bytes = num_inputs / format.block_len() * format.block_bytes();
-        let is_whole = |part: &&[u8]| row_bytes > 0 && part.len().is_multiple_of(row_bytes);
-        if !num_inputs.is_multiple_of(format.block_len()) || !parts.iter().all(is_whole) {
-            let num_bytes = parts.iter().map(|part| part.len()).sum();
-            return Err(NotRows { num_bytes, num_inputs, format: format.name() });
-        }
-        let rows: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks_exact(row_bytes)).collect();
+        Self::pack_rows(format, num_inputs, StoredRows::new(parts), threads)
+    }
+
+    /// [`Self::pack`], saying what was read.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pack_rows(
+        format: BlockFormat,
+        num_inputs: usize,
+        stored: StoredRows<'_>,
+        threads: &dyn Threads,
+    ) -> Result<Self, NotRows> {
+        let (num_blocks, block_bytes) = (num_inputs / format.block_len(), format.block_bytes());
+        let rows = stored.split(num_blocks * block_bytes).filter(|_| num_inputs.is_multiple_of(format.block_len()));
+        let rows = rows.ok_or_else(|| stored.not_rows(num_inputs, format.name()))?;
         let group_bytes = format.group_layout().num_bytes;
-        let tile_bytes = num_inputs / format.block_len() * group_bytes;
-        let num_bytes = rows.len().div_ceil(TILE) * tile_bytes;
-        let mut storage = Storage::zeroed(num_bytes);
-        for_each_tile(storage.bytes_mut(), tile_bytes, threads, |tile, bytes| {
-            for (lane, row) in rows[tile * TILE..].iter().take(TILE).enumerate() {
-                for (block, group) in row.chunks_exact(format.block_bytes()).zip(bytes.chunks_exact_mut(group_bytes)) {
-                    format.pack_block(&format.read_block(block), lane, group);
+        let storage = stored.pack(&rows, num_blocks * group_bytes, threads, |rows, tile| {
+            let mut blocks = [Block::EMPTY; TILE];
+            for (index, group) in tile.chunks_exact_mut(group_bytes).enumerate() {
+                for (block, row) in blocks.iter_mut().zip(rows) {
+                    format.read_block(&row[index * block_bytes..][..block_bytes], block);
                 }
+                format.pack_group(&blocks, group);
             }
         });
         Ok(Self { storage, format, num_outputs: rows.len(), num_inputs })
@@ -257,22 +266,6 @@ impl BlockMatrix {
     fn tiles(&self) -> Tiles<'_> {
         Tiles { bytes: self.storage.bytes(), format: self.format, num_groups: self.num_groups() }
     }
-}
-
-/// Calls `fill(tile, bytes)` for each tile of `bytes`, on all threads.
-pub(crate) fn for_each_tile(
-    bytes: &mut [u8],
-    tile_bytes: usize,
-    threads: &dyn Threads,
-    fill: impl Fn(usize, &mut [u8]) + Sync,
-) {
-    let start = SendPointer(bytes.as_mut_ptr());
-    threads.run(bytes.len() / tile_bytes, &|tiles| {
-        for tile in tiles {
-            // SAFETY: the tile is inside `bytes`, each is given to one worker, and `run` returns only after all are done.
-            fill(tile, unsafe { std::slice::from_raw_parts_mut(start.at(tile * tile_bytes), tile_bytes) });
-        }
-    });
 }
 
 impl fmt::Debug for BlockMatrix {

@@ -2,13 +2,13 @@
 
 use half::f16;
 
-use crate::format::{BLOCK, BlockFormat};
+use crate::format::{BLOCK, Block, BlockFormat};
 
 /// A row of blocks as ggml dequantizes it.
 pub fn dequantize(format: BlockFormat, row: &[u8]) -> Vec<f32> {
-    let mut values = Vec::new();
+    let (mut values, mut block) = (Vec::new(), Block::EMPTY);
     for bytes in row.chunks_exact(format.block_bytes()) {
-        let block = format.read_block(bytes);
+        format.read_block(bytes, &mut block);
         let (scale, minimum) = (format.scale(block.scale), f16::from_bits(block.minimum).to_f32());
         for (input, code) in block.codes[..format.block_len()].iter().enumerate() {
             let span = input / (BLOCK / format.spans());

@@ -73,8 +73,26 @@ impl BlockFormat {
         matches!(self, Self::Q2K)
     }
 
-    /// Lays a row's block into `group`, which is zeroed, as output `lane`.
-    pub(crate) fn pack_block(self, block: &Block, lane: usize, group: &mut [u8]) {
+    /// Lays the blocks of a tile's rows, by output, into `group`, which is zeroed.
+    pub(crate) fn pack_group(self, blocks: &[Block; TILE], group: &mut [u8]) {
+        for (lane, block) in blocks.iter().enumerate() {
+            self.pack_factors(block, lane, group);
+        }
+        let planes = group[self.group_layout().codes..].chunks_exact_mut(self.block_layout().num_bytes);
+        for (index, planes) in planes.enumerate() {
+            let mut quads = [[0; PLANE_BYTES]; QUADS];
+            for (lane, block) in blocks.iter().enumerate() {
+                let codes = &block.codes.as_chunks::<BLOCK>().0[index];
+                for (quad, codes) in quads.iter_mut().zip(codes.as_chunks::<QUAD>().0) {
+                    quad.as_chunks_mut::<QUAD>().0[lane] = *codes;
+                }
+            }
+            self.block_layout().write_planes(planes, &quads);
+        }
+    }
+
+    /// Scale, minimum and steps of output `lane`.
+    fn pack_factors(self, block: &Block, lane: usize, group: &mut [u8]) {
         let layout = self.group_layout();
         let scale_bytes = self.scale_bytes();
         group[scale_bytes * lane..][..scale_bytes].copy_from_slice(&block.scale.to_le_bytes()[..scale_bytes]);
@@ -92,12 +110,6 @@ impl BlockFormat {
             group[layout.scale_steps + at] = scale.cast_unsigned();
             if self.has_minima() {
                 group[layout.minimum_steps + at] = minimum.cast_unsigned();
-            }
-        }
-        let blocks = group[layout.codes..].chunks_exact_mut(self.block_layout().num_bytes);
-        for (planes, codes) in blocks.zip(block.codes.chunks_exact(BLOCK)) {
-            for (quad, codes) in codes.as_chunks::<QUAD>().0.iter().enumerate() {
-                self.block_layout().write_quad(planes, quad, lane, *codes);
             }
         }
     }
@@ -135,28 +147,25 @@ impl BlockFormat {
 }
 
 impl BlockLayout {
-    /// Cuts a quad's codes up and sets their pieces in the planes, which are zero there.
-    fn write_quad(self, planes: &mut [u8], quad: usize, lane: usize, codes: [u8; QUAD]) {
-        // Four codes at a time; masks keep what is shifted within its byte.
-        let codes = u32::from_ne_bytes(codes);
-        let each = |bits: u8| u32::from_ne_bytes([bits; QUAD]);
-        let mut set = |plane: usize, pieces: u32| {
-            let place = &mut planes[plane + lane * QUAD..].as_chunks_mut::<QUAD>().0[0];
-            *place = (u32::from_ne_bytes(*place) | pieces).to_ne_bytes();
-        };
+    /// Cuts the codes of a block up and sets their pieces in its planes.
+    fn write_planes(self, planes: &mut [u8], quads: &[[u8; PLANE_BYTES]; QUADS]) {
+        let planes = planes.as_chunks_mut::<PLANE_BYTES>().0;
         if self.bits == 8 {
-            return set(quad * PLANE_BYTES, codes);
+            return planes.copy_from_slice(quads);
         }
-        if self.pairs > 0 {
-            set(0, (codes >> 7 & each(1)) << (7 - quad));
+        let (bits, rest) = planes.split_at_mut(self.pairs / PLANE_BYTES);
+        let (pairs, nibbles) = rest.split_at_mut((self.nibbles - self.pairs) / PLANE_BYTES);
+        // A single bit lies above the others.
+        let pair_shift = if bits.is_empty() { 6 } else { 5 };
+        for plane in bits {
+            gather::<QUADS>(plane, quads, |quad, code| (code >> 7) << (7 - quad));
         }
-        if self.nibbles > self.pairs {
-            let pairs = codes >> if self.pairs > 0 { 5 } else { 6 } & each(3);
-            set(self.pairs + quad / 4 * PLANE_BYTES, pairs << (6 - quad % 4 * 2));
+        for (plane, quads) in pairs.iter_mut().zip(quads.as_chunks::<4>().0) {
+            gather(plane, quads, |quad, code| (code >> pair_shift & 3) << (6 - quad * 2));
         }
-        if self.bits >= 4 {
-            let nibbles = codes >> (8 - self.bits) & each(15);
-            set(self.nibbles + quad % 4 * PLANE_BYTES, nibbles << (quad / 4 * 4));
+        for (index, plane) in nibbles.iter_mut().enumerate() {
+            let quads = [quads[index], quads[index + QUADS / 2]];
+            gather(plane, &quads, |quad, code| (code >> (8 - self.bits) & 15) << (quad * 4));
         }
     }
 
@@ -177,6 +186,20 @@ impl BlockLayout {
             code |= nibble << (8 - self.bits);
         }
         code
+    }
+}
+
+/// Sets each byte of a plane to the pieces of the codes that lie there in `quads`.
+#[inline]
+fn gather<const N: usize>(
+    plane: &mut [u8; PLANE_BYTES],
+    quads: &[[u8; PLANE_BYTES]; N],
+    piece: impl Fn(usize, u8) -> u8,
+) {
+    for (quad, codes) in quads.iter().enumerate() {
+        for (to, code) in plane.iter_mut().zip(codes) {
+            *to |= piece(quad, *code);
+        }
     }
 }
 

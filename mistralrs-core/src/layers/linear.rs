@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, Error, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
 use mistralrs_quant::{
-    BlockMatrix, Columns, FloatMatrix, Precision, QuantizedRows, RowShape, Source, SpanSet, WeightFormat,
+    BlockMatrix, Columns, FloatMatrix, Precision, QuantizedRows, RowShape, Source, SpanSet, StoredRows, WeightFormat,
 };
 
 use super::norm::RmsNorm;
@@ -26,12 +26,20 @@ impl WeightMatrix {
     /// # Errors
     /// They are not rows of `num_inputs` elements.
     pub fn from_parts(dtype: WeightFormat, num_inputs: usize, parts: &[&[u8]]) -> Result<Self> {
+        Self::from_rows(dtype, num_inputs, StoredRows::new(parts))
+    }
+
+    /// [`Self::from_parts`], saying what was read.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_rows(dtype: WeightFormat, num_inputs: usize, rows: StoredRows<'_>) -> Result<Self> {
         match dtype {
             WeightFormat::Floats(format) => {
-                FloatMatrix::pack(format, num_inputs, parts, &Pool).map(Self::Floats).map_err(Error::wrap)
+                FloatMatrix::pack_rows(format, num_inputs, rows, &Pool).map(Self::Floats).map_err(Error::wrap)
             }
             WeightFormat::Blocks(format) => {
-                BlockMatrix::pack(format, num_inputs, parts, &Pool).map(Self::Blocks).map_err(Error::wrap)
+                BlockMatrix::pack_rows(format, num_inputs, rows, &Pool).map(Self::Blocks).map_err(Error::wrap)
             }
         }
     }

@@ -1,7 +1,7 @@
 //! A model file in the address space: read in place, dropped page by page as its tensors are copied.
 
 use std::fs::File;
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -24,19 +24,24 @@ impl MappedFile {
         Ok(Self(map))
     }
 
-    /// `range` has been copied: its pages may leave memory, so that a load does not hold the weights twice.
-    pub fn release(&self, range: Range<usize>) {
+    /// `bytes` were copied: their pages may leave memory, so that a load does not hold the weights twice. Bytes of another
+    /// file are left alone.
+    pub fn release(&self, bytes: &[u8]) {
+        if !self.0.as_ptr_range().contains(&bytes.as_ptr()) {
+            return;
+        }
+        let start = bytes.as_ptr().addr() - self.0.as_ptr().addr();
         #[cfg(unix)]
         {
             use memmap2::UncheckedAdvice;
             // SAFETY: the map is shared and read-only: a page that is dropped comes back from the file unchanged.
-            let advised = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+            let advised = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, start, bytes.len()) };
             if let Err(error) = advised {
                 tracing::debug!(%error, "pages of a copied tensor stay mapped");
             }
         }
         #[cfg(not(unix))]
-        let _ = range;
+        let _ = start;
     }
 }
 

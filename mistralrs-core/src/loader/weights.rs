@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use mistralrs_quant::{FloatFormat, WeightFormat};
+use mistralrs_quant::{FloatFormat, StoredRows, WeightFormat};
 
 use crate::error::LoadError;
 use crate::layers::{FusedLinear, Linear, WeightMatrix};
@@ -116,8 +116,8 @@ pub trait WeightFiles {
     /// Its type is none that layers can hold.
     fn find(&self, name: &str) -> Result<Option<StoredTensor<'_>>, LoadError>;
 
-    /// `name` has been copied: its pages need not stay in memory.
-    fn release(&self, name: &str);
+    /// `bytes`, part of a tensor's data, were copied: their pages need not stay in memory.
+    fn release(&self, bytes: &[u8]);
 }
 
 /// Takes weights out of files one by one, counting what it took.
@@ -198,11 +198,10 @@ impl<'a> Weights<'a> {
             dtype = stored.dtype;
             slices.push(stored.data);
         }
-        let matrix = WeightMatrix::from_parts(dtype, num_inputs, &slices)?;
+        let rows = StoredRows { parts: &slices, taken: &|bytes| self.took(bytes) };
+        let matrix = WeightMatrix::from_rows(dtype, num_inputs, rows)?;
         self.totals.num_bytes += matrix.num_bytes() as u64;
-        for (part, (name, data)) in parts.iter().zip(names.iter().zip(&slices)) {
-            self.took(name, part.num_outputs * num_inputs, data.len());
-        }
+        self.totals.num_parameters += (matrix.num_outputs() * num_inputs) as u64;
         Ok(Arc::new(matrix))
     }
 
@@ -232,7 +231,8 @@ impl<'a> Weights<'a> {
         };
         let values = format.widen(stored.data);
         self.totals.num_bytes += size_of_val(values.as_slice()) as u64;
-        self.took(name, size, stored.data.len());
+        self.totals.num_parameters += size as u64;
+        self.took(stored.data);
         Ok(values)
     }
 
@@ -253,10 +253,9 @@ impl<'a> Weights<'a> {
         LoadError::Incomplete { path: self.files.path().to_owned(), reason }
     }
 
-    fn took(&mut self, name: &str, num_elements: usize, num_bytes: usize) {
-        self.totals.num_parameters += num_elements as u64;
-        self.files.release(name);
-        self.progress.advance(num_bytes as u64);
+    fn took(&self, bytes: &[u8]) {
+        self.files.release(bytes);
+        self.progress.advance(bytes.len() as u64);
     }
 }
 
@@ -285,7 +284,7 @@ mod tests {
             Ok(self.0.get(name).map(|(dtype, shape, data)| StoredTensor { dtype: *dtype, shape, data }))
         }
 
-        fn release(&self, _name: &str) {}
+        fn release(&self, _bytes: &[u8]) {}
     }
 
     fn floats(values: &[f32], shape: &[usize]) -> (WeightFormat, Vec<usize>, Vec<u8>) {

@@ -10,7 +10,8 @@ use std::fmt;
 
 use half::{bf16, f16};
 
-use crate::matrix::{Columns, NotRows, Output, for_each_tile, with_scratch};
+use crate::matrix::{Columns, NotRows, Output, with_scratch};
+use crate::packing::StoredRows;
 use crate::storage::Storage;
 use crate::threads::Threads;
 use crate::tile::TILE;
@@ -84,6 +85,17 @@ impl FloatFormat {
     }
 }
 
+/// Elements of SIZE bytes of `rows` into a tile: those of one input beside each other.
+fn interleave<const SIZE: usize>(rows: &[&[u8]], tile: &mut [u8]) {
+    let inputs = tile.as_chunks_mut::<SIZE>().0.chunks_exact_mut(TILE);
+    let rows: Vec<&[[u8; SIZE]]> = rows.iter().map(|row| row.as_chunks().0).collect();
+    for (input, elements) in inputs.enumerate() {
+        for (element, row) in elements.iter_mut().zip(&rows) {
+            *element = row[input];
+        }
+    }
+}
+
 impl FloatMatrix {
     /// Packs `parts`, each a whole number of rows of `num_inputs` as a file stores them, one part after the other.
     ///
@@ -95,22 +107,24 @@ impl FloatMatrix {
         parts: &[&[u8]],
         threads: &dyn Threads,
     ) -> Result<Self, NotRows> {
+        Self::pack_rows(format, num_inputs, StoredRows::new(parts), threads)
+    }
+
+    /// [`Self::pack`], saying what was read.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pack_rows(
+        format: FloatFormat,
+        num_inputs: usize,
+        stored: StoredRows<'_>,
+        threads: &dyn Threads,
+    ) -> Result<Self, NotRows> {
         let size = format.element_bytes();
-        let row_bytes = num_inputs * size;
-        let is_whole = |part: &&[u8]| row_bytes > 0 && part.len().is_multiple_of(row_bytes);
-        if !num_inputs.is_multiple_of(PAIR) || !parts.iter().all(is_whole) {
-            let num_bytes = parts.iter().map(|part| part.len()).sum();
-            return Err(NotRows { num_bytes, num_inputs, format: format.name() });
-        }
-        let rows: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks_exact(row_bytes)).collect();
-        let num_bytes = rows.len().div_ceil(TILE) * TILE * row_bytes;
-        let mut storage = Storage::zeroed(num_bytes);
-        for_each_tile(storage.bytes_mut(), TILE * row_bytes, threads, |tile, bytes| {
-            for (lane, row) in rows[tile * TILE..].iter().take(TILE).enumerate() {
-                for (input, element) in row.chunks_exact(size).enumerate() {
-                    bytes[(input * TILE + lane) * size..][..size].copy_from_slice(element);
-                }
-            }
+        let rows = stored.split(num_inputs * size).filter(|_| num_inputs.is_multiple_of(PAIR));
+        let rows = rows.ok_or_else(|| stored.not_rows(num_inputs, format.name()))?;
+        let storage = stored.pack(&rows, TILE * num_inputs * size, threads, |rows, tile| {
+            if size == 4 { interleave::<4>(rows, tile) } else { interleave::<2>(rows, tile) }
         });
         Ok(Self { storage, format, num_outputs: rows.len(), num_inputs })
     }

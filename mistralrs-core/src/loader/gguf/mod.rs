@@ -40,7 +40,7 @@ struct LocatedTensor {
 /// # Errors
 /// What is wrong with the file. The weights are read last, so most errors come at once.
 pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError> {
-    let file = GgufFile::open(path)?;
+    let mut file = GgufFile::open(path)?;
     let metadata = Metadata::new(path, &file.content);
     let architecture = metadata.architecture()?;
     let vocab_size = file.tensors.get("token_embd.weight").and_then(|table| table.shape.first().copied());
@@ -55,6 +55,12 @@ pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError>
     let chat_template = compile_template(source, template, metadata.special_texts())?;
     let eos_token_ids = metadata.eos_token_ids(config.vocab_size);
     let pooling = metadata.pooling(architecture)?;
+    let quantization = metadata.file_type().map_or_else(
+        || main_dtype(file.tensors.values().map(|tensor| (tensor.dtype.to_string(), tensor.bytes.len()))),
+        str::to_owned,
+    );
+    // Hundreds of thousands of texts that the tokenizer has copied: weights come into their place.
+    file.content.metadata.clear();
 
     let name = path.file_stem().map_or_else(|| "model".into(), |name| name.to_string_lossy());
     let progress = LoadProgress::new(&name, file.num_tensor_bytes());
@@ -68,10 +74,7 @@ pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError>
     progress.finish();
     let description = ModelDescription {
         architecture: architecture.name.to_owned(),
-        quantization: metadata.file_type().map_or_else(
-            || main_dtype(file.tensors.values().map(|tensor| (tensor.dtype.to_string(), tensor.bytes.len()))),
-            str::to_owned,
-        ),
+        quantization,
         num_parameters: totals.num_parameters,
         num_weight_bytes: totals.num_bytes,
     };
@@ -136,10 +139,8 @@ impl WeightFiles for GgufFile {
             .and_then(|tensor| Some(StoredTensor { dtype: tensor.dtype, shape: &tensor.shape, data: stored(tensor)? })))
     }
 
-    fn release(&self, name: &str) {
-        if let Some(tensor) = self.tensors.get(name) {
-            self.map.release(tensor.bytes.clone());
-        }
+    fn release(&self, bytes: &[u8]) {
+        self.map.release(bytes);
     }
 }
 

@@ -170,10 +170,8 @@ impl WeightFiles for Checkpoint {
         Ok(Some(StoredTensor { dtype, shape: &tensor.shape, data }))
     }
 
-    fn release(&self, name: &str) {
-        if let Some(tensor) = self.tensors.get(name) {
-            self.files[tensor.file].release(tensor.bytes.clone());
-        }
+    fn release(&self, bytes: &[u8]) {
+        self.files.iter().for_each(|file| file.release(bytes));
     }
 }
 
