@@ -1,6 +1,12 @@
 //! Real MCP servers behind the gateway: listed, called, killed, restarted, dead from the start.
 #![cfg(feature = "tool-forwarding")]
 
+#[path = "integration_tool_forwarding/clients.rs"]
+mod clients;
+#[path = "integration_tool_forwarding/faults.rs"]
+mod faults;
+#[path = "integration_tool_forwarding/servers.rs"]
+mod servers;
 mod support;
 
 use std::fs;
@@ -14,7 +20,7 @@ use support::mcp::text;
 use support::process::{self, eventually};
 use support::server::Server;
 use support::upstreams::{Everything, WebSocketEverything};
-use support::{Http, Launch, tools};
+use support::{Http, Launch, tools, upstreams};
 
 /// A Node child needs seconds to start on a loaded machine.
 const CHILD_PATIENCE: Duration = Duration::from_secs(30);
@@ -44,13 +50,8 @@ impl Filesystem {
 
     /// `[[mcp_client.servers]]` for it.
     fn toml(&self, name: &str) -> String {
-        let (command, arguments) = (self.node.display().to_string(), self.arguments());
-        format!("[[mcp_client.servers]]\nname = {name:?}\ncommand = {command:?}\nargs = {arguments:?}\n")
+        upstreams::child(name, &self.node, &self.arguments().each_ref().map(String::as_str))
     }
-}
-
-fn toml_url(name: &str, url: &str) -> String {
-    format!("[[mcp_client.servers]]\nname = {name:?}\nurl = {url:?}\n")
 }
 
 #[tokio::test]
@@ -58,7 +59,7 @@ async fn tools_of_two_upstreams_are_listed_and_called_beside_the_native_ones() -
     let (node, filesystem, everything) = require_tools!(Node, FilesystemServer, EverythingServer);
     let everything = Everything::start(&node, &everything).await?;
     let filesystem = Filesystem::new(node, filesystem)?;
-    let config = filesystem.toml("filesystem") + &toml_url("everything", &everything.url());
+    let config = filesystem.toml("filesystem") + &upstreams::at("everything", &everything.url());
     let server = Launch::model().mcp().file("--config", "mistralrs.toml", &config).start().await?;
     let mcp = server.mcp();
 
@@ -84,15 +85,11 @@ async fn one_server_is_reached_by_four_transports() -> anyhow::Result<()> {
     let http = Everything::start(&node, &everything).await?;
     let events = Everything::start_sse(&node, &everything).await?;
     let frames = WebSocketEverything::start(&node, &supergateway, &everything).await?;
-    let config = toml_url("http", &http.url())
-        + &toml_url("events", &events.sse_url())
+    let config = upstreams::at("http", &http.url())
+        + &upstreams::at("events", &events.sse_url())
         + "transport = \"sse\"\n"
-        + &toml_url("frames", &frames.url())
-        + &format!(
-            "[[mcp_client.servers]]\nname = \"child\"\ncommand = {:?}\nargs = [{:?}, \"stdio\"]\n",
-            node.display().to_string(),
-            everything.display().to_string()
-        );
+        + &upstreams::at("frames", &frames.url())
+        + &upstreams::child("child", &node, &[&everything.display().to_string(), "stdio"]);
     let server = gateway(&config).await?;
     let mcp = server.mcp();
     for name in ["http", "events", "frames", "child"] {
@@ -153,7 +150,7 @@ async fn an_upstream_dead_at_start_leaves_the_others_working() -> anyhow::Result
     let (node, script) = require_tools!(Node, FilesystemServer);
     let filesystem = Filesystem::new(node, script)?;
     // Nobody listens on the discard port; the program does not exist; the script ends at once.
-    let config = toml_url("dead_url", "http://127.0.0.1:9/mcp")
+    let config = upstreams::at("dead_url", "http://127.0.0.1:9/mcp")
         + "[[mcp_client.servers]]\nname = \"no_program\"\ncommand = \"/no/such/program\"\n"
         + "[[mcp_client.servers]]\nname = \"ends\"\ncommand = \"false\"\n"
         + &filesystem.toml("filesystem");
@@ -187,7 +184,7 @@ async fn a_killed_child_is_restarted_by_the_next_call() -> anyhow::Result<()> {
 async fn an_http_upstream_that_restarts_is_reached_again() -> anyhow::Result<()> {
     let (node, script) = require_tools!(Node, EverythingServer);
     let everything = Everything::start(&node, &script).await?;
-    let server = gateway(&toml_url("everything", &everything.url())).await?;
+    let server = gateway(&upstreams::at("everything", &everything.url())).await?;
     let mcp = server.mcp();
     wait_for_tool(&mcp, "everything::echo").await?;
     ensure!(mcp.call_tool_text("everything::echo", &json!({ "message": "one" })).await?.contains("one"));

@@ -140,7 +140,10 @@ impl Connection {
                 SendFailure::Unknown => lost(&root_cause(&*error.error)),
             },
             ServiceError::TransportClosed => {
-                self.closed().cancel();
+                // Over HTTP it may be the stream of this call alone that broke off.
+                if self.peer.is_transport_closed() {
+                    self.closed().cancel();
+                }
                 if is_sent { lost("the connection was closed") } else { self.unavailable("the connection was closed") }
             }
             ServiceError::Timeout { timeout } => {

@@ -146,7 +146,9 @@ impl StreamableHttpClient for SessionAwareClient {
         custom_headers: HashMap<HeaderName, HeaderValue>,
         max_sse_event_size: usize,
     ) -> Result<BoxedSseResponse, HttpError> {
-        self.0
+        let is_resumption = last_event_id.is_some();
+        let answer = self
+            .0
             .get_stream_with_max_sse_event_size(
                 uri,
                 session_id,
@@ -155,8 +157,22 @@ impl StreamableHttpClient for SessionAwareClient {
                 custom_headers,
                 max_sse_event_size,
             )
-            .await
+            .await;
+        match answer {
+            Err(StreamableHttpError::Client(error)) if is_resumption && cannot_resume(&error) => {
+                tracing::debug!(%error, "a stream that broke off cannot be resumed");
+                // Of the errors that rmcp does not try again after, the one that asks for no credentials.
+                Err(StreamableHttpError::ServerDoesNotSupportSse)
+            }
+            answer => answer,
+        }
     }
+}
+
+/// Nobody is there, or somebody who does not know the stream, as after a restart. rmcp would ask for it on and on, and the
+/// call whose answer it carries would wait for its deadline.
+fn cannot_resume(error: &reqwest::Error) -> bool {
+    error.is_connect() || error.status().is_some_and(|status| status.is_client_error())
 }
 
 fn is_unknown_session(error: &ErrorData) -> bool {
