@@ -54,12 +54,16 @@ impl Filesystem {
     }
 }
 
+fn toml_url(name: &str, url: &str) -> String {
+    format!("[[mcp_client.servers]]\nname = {name:?}\nurl = {url:?}\n")
+}
+
 #[tokio::test]
 async fn tools_of_two_upstreams_are_listed_and_called_beside_the_native_ones() -> anyhow::Result<()> {
     let (node, filesystem, everything) = require_tools!(Node, FilesystemServer, EverythingServer);
     let everything = Everything::start(&node, &everything).await?;
     let filesystem = Filesystem::new(node, filesystem)?;
-    let config = filesystem.toml("filesystem") + &upstreams::at("everything", &everything.url());
+    let config = filesystem.toml("filesystem") + &toml_url("everything", &everything.url());
     let server = Launch::model().mcp().file("--config", "mistralrs.toml", &config).start().await?;
     let mcp = server.mcp();
 
@@ -85,10 +89,10 @@ async fn one_server_is_reached_by_four_transports() -> anyhow::Result<()> {
     let http = Everything::start(&node, &everything).await?;
     let events = Everything::start_sse(&node, &everything).await?;
     let frames = WebSocketEverything::start(&node, &supergateway, &everything).await?;
-    let config = upstreams::at("http", &http.url())
-        + &upstreams::at("events", &events.sse_url())
+    let config = toml_url("http", &http.url())
+        + &toml_url("events", &events.sse_url())
         + "transport = \"sse\"\n"
-        + &upstreams::at("frames", &frames.url())
+        + &toml_url("frames", &frames.url())
         + &upstreams::child("child", &node, &[&everything.display().to_string(), "stdio"]);
     let server = gateway(&config).await?;
     let mcp = server.mcp();
@@ -150,7 +154,7 @@ async fn an_upstream_dead_at_start_leaves_the_others_working() -> anyhow::Result
     let (node, script) = require_tools!(Node, FilesystemServer);
     let filesystem = Filesystem::new(node, script)?;
     // Nobody listens on the discard port; the program does not exist; the script ends at once.
-    let config = upstreams::at("dead_url", "http://127.0.0.1:9/mcp")
+    let config = toml_url("dead_url", "http://127.0.0.1:9/mcp")
         + "[[mcp_client.servers]]\nname = \"no_program\"\ncommand = \"/no/such/program\"\n"
         + "[[mcp_client.servers]]\nname = \"ends\"\ncommand = \"false\"\n"
         + &filesystem.toml("filesystem");
@@ -184,7 +188,7 @@ async fn a_killed_child_is_restarted_by_the_next_call() -> anyhow::Result<()> {
 async fn an_http_upstream_that_restarts_is_reached_again() -> anyhow::Result<()> {
     let (node, script) = require_tools!(Node, EverythingServer);
     let everything = Everything::start(&node, &script).await?;
-    let server = gateway(&upstreams::at("everything", &everything.url())).await?;
+    let server = gateway(&toml_url("everything", &everything.url())).await?;
     let mcp = server.mcp();
     wait_for_tool(&mcp, "everything::echo").await?;
     ensure!(mcp.call_tool_text("everything::echo", &json!({ "message": "one" })).await?.contains("one"));

@@ -10,9 +10,11 @@ use axum::routing::get;
 use axum::{Json, Router};
 use futures::{StreamExt, stream};
 use http::{HeaderMap, StatusCode};
+use mistralrs_mcp::config::{HttpConfig, TransportConfig};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use super::support::http_upstream::HttpUpstream;
 use super::support::{self, Setup, child, eventually};
 
 #[tokio::test]
@@ -100,6 +102,35 @@ async fn a_stream_that_broke_off_and_is_not_resumed_fails_its_call_alone() {
     assert_eq!(lost.unwrap_err().kind(), "connection_lost");
     assert_eq!(answered, "still here");
     assert!(!gateway.metrics().contains("restarts_total{upstream=\"web\"} 1"), "the connection was given up");
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_key_in_a_url_is_told_to_nobody() {
+    let upstream = HttpUpstream::start("").await;
+    let mut setup = Setup::new().with(support::url("web", &format!("{}?key=s3cret", upstream.url())));
+    for (name, scheme, transport) in [
+        ("gone", "http", TransportConfig::StreamableHttp as fn(HttpConfig) -> TransportConfig),
+        ("events", "http", TransportConfig::LegacySse),
+        ("frames", "ws", TransportConfig::WebSocket),
+    ] {
+        let mut config = support::url(name, &format!("{scheme}://127.0.0.1:1/mcp?key=s3cret"));
+        if let TransportConfig::StreamableHttp(http) = config.transport {
+            config.transport = transport(http);
+        }
+        setup.upstream(config);
+    }
+    let gateway = setup.start().await;
+    assert_eq!(gateway.call_text("web::hello", json!({"name": "ada"})).await, "hello ada");
+    upstream.stop().await;
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        told.push(gateway.call("web::hello", json!({"name": "ada"})).await.unwrap_err().to_string());
+    }
+    told.extend(gateway.gateway.upstreams().into_iter().filter_map(|status| status.failure));
+    assert_eq!(told.len(), 2 + 4, "{told:?}");
+    assert!(!told.iter().any(|words| words.contains("s3cret")), "{told:?}");
+    assert!(told[1..].iter().all(|words| words.contains("refused")), "{told:?}");
     gateway.shutdown().await;
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use super::{CHILD_PATIENCE, gateway, wait_for_tool};
+use super::{CHILD_PATIENCE, gateway, toml_url, wait_for_tool};
 use crate::require_tools;
 use crate::support::mcp::{STREAM, call, request};
 use crate::support::process::{self, eventually};
@@ -34,7 +34,7 @@ fn wrapped_memory(node: &Path, memory: &Path, graph: &Path) -> String {
 async fn the_first_call_after_an_http_server_restarted_works_in_the_clients_session() -> anyhow::Result<()> {
     let (node, script) = require_tools!(Node, EverythingServer);
     let everything = Everything::start(&node, &script).await?;
-    let server = gateway(&upstreams::at("everything", &everything.url())).await?;
+    let server = gateway(&toml_url("everything", &everything.url())).await?;
     wait_for_tool(&server.mcp(), "everything::echo").await?;
     let session = Session::open(&server).await?;
     let port = everything.port();
@@ -55,10 +55,10 @@ async fn a_call_ends_soon_after_its_server_was_killed_over_each_transport() -> a
     let http = Everything::start(&node, &script).await?;
     let events = Everything::start_sse(&node, &script).await?;
     let frames = WebSocketEverything::start(&node, &supergateway, &script).await?;
-    let config = upstreams::at("http", &http.url())
-        + &upstreams::at("events", &events.sse_url())
+    let config = toml_url("http", &http.url())
+        + &toml_url("events", &events.sse_url())
         + "transport = \"sse\"\n"
-        + &upstreams::at("frames", &frames.url())
+        + &toml_url("frames", &frames.url())
         + &upstreams::child("child", &node, &[&script.display().to_string(), "stdio"]);
     let server = gateway(&config).await?;
     let mcp = server.mcp();
@@ -156,7 +156,7 @@ async fn sigterm_ends_children_of_every_kind_while_a_call_runs() -> anyhow::Resu
 async fn a_client_killed_in_the_middle_of_a_call_leaves_nothing_in_flight() -> anyhow::Result<()> {
     let (python, node, script) = require_tools!(Python, Node, EverythingServer);
     let everything = Everything::start(&node, &script).await?;
-    let server = gateway(&upstreams::at("everything", &everything.url())).await?;
+    let server = gateway(&toml_url("everything", &everything.url())).await?;
     let mcp = server.mcp();
     wait_for_tool(&mcp, "everything::echo").await?;
     for mode in ["legacy", "2026-07-28"] {

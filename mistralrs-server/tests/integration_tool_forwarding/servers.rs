@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use super::{gateway, wait_for_tool};
+use super::{gateway, toml_url, wait_for_tool};
 use crate::require_tools;
 use crate::support::mcp::{STREAM, call, request};
 use crate::support::upstreams::{self, Everything};
@@ -78,7 +78,7 @@ async fn python_servers_answer_and_refuse() -> anyhow::Result<()> {
 async fn what_a_server_offers_is_listed_as_it_says_it() -> anyhow::Result<()> {
     let (node, script) = require_tools!(Node, EverythingServer);
     let everything = Everything::start(&node, &script).await?;
-    let server = gateway(&upstreams::at("everything", &everything.url())).await?;
+    let server = gateway(&toml_url("everything", &everything.url())).await?;
     let mcp = server.mcp();
     wait_for_tool(&mcp, "everything::echo").await?;
     let direct = Direct::open(&everything).await?;
@@ -114,7 +114,7 @@ async fn what_a_server_offers_is_listed_as_it_says_it() -> anyhow::Result<()> {
 async fn what_a_server_answers_arrives_as_it_says_it() -> anyhow::Result<()> {
     let (node, script) = require_tools!(Node, EverythingServer);
     let everything = Everything::start(&node, &script).await?;
-    let server = gateway(&upstreams::at("everything", &everything.url())).await?;
+    let server = gateway(&toml_url("everything", &everything.url())).await?;
     let mcp = server.mcp();
     wait_for_tool(&mcp, "everything::echo").await?;
     let direct = Direct::open(&everything).await?;

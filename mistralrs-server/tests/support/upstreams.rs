@@ -19,11 +19,6 @@ pub fn child(name: &str, command: &Path, arguments: &[&str]) -> String {
     format!("[[mcp_client.servers]]\nname = {name:?}\ncommand = {command:?}\nargs = {arguments:?}\n")
 }
 
-/// `[[mcp_client.servers]]` for a server that is reached by its URL.
-pub fn at(name: &str, url: &str) -> String {
-    format!("[[mcp_client.servers]]\nname = {name:?}\nurl = {url:?}\n")
-}
-
 /// `[[mcp_client.servers]]` for the fixture of the conformance suite, which logs, fails and answers with all kinds of content.
 pub fn fixture(name: &str) -> String {
     let script = workspace().join("scripts/conformance/fixture.py");

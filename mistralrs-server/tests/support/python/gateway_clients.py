@@ -26,6 +26,7 @@ CONTENT = [
     },
 ]
 LOGGED = ["Tool execution started", "Tool processing data", "Tool execution completed"]
+WATCHED = "mcp://fixture/test://watched-resource"
 FAILURE = "This tool intentionally returns an error for testing"
 
 
@@ -95,6 +96,7 @@ class Mcp(Client):
         import mcp
 
         self.mode, self.refusal = mode, mcp.MCPError
+        self.updates = asyncio.Queue()
 
     @contextlib.asynccontextmanager
     async def connect(self, url, key):
@@ -109,10 +111,27 @@ class Mcp(Client):
     async def over(self, transport):
         import mcp
 
-        client = mcp.Client(transport, mode=self.mode, logging_callback=self.on_log, log_level="info")
-        async with client as self.session:
+        callbacks = {"logging_callback": self.on_log, "message_handler": self.on_message}
+        async with mcp.Client(transport, mode=self.mode, log_level="info", **callbacks) as self.session:
             print(f"protocol {self.session.protocol_version}")
             yield
+            await self.watch()
+
+    async def on_message(self, message):
+        if getattr(message, "method", None) == "notifications/resources/updated":
+            await self.updates.put(message.params.uri)
+
+    async def watch(self):
+        """Hears that a resource changed, in the way of its revision."""
+        if self.session.protocol_version < "2026-07-28":
+            await self.session.subscribe_resource(WATCHED)
+            await self.call("fixture::test_trigger_resource_update", {})
+            assert await asyncio.wait_for(self.updates.get(), 10) == WATCHED
+            return
+        async with self.session.listen(resource_subscriptions=[WATCHED]) as changes:
+            await self.call("fixture::test_trigger_resource_update", {})
+            change = await asyncio.wait_for(anext(aiter(changes)), 10)
+            assert change.uri == WATCHED, change
 
 
 class Bridge(Mcp):
