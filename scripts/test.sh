@@ -28,8 +28,10 @@ missing() {
 prepare() {
   require_build_tools
   say "Installing what the tests need"
+  apt_install_for git git || missing "git"
   apt_install_for promtool prometheus || missing "Debian's prometheus"
   python_environment "$test_tools/python" "$support/python/requirements.txt" || missing "the openai and mcp packages"
+  python_environment "$test_tools/python-mcp1" "$support/python/requirements-mcp1.txt" || missing "the mcp package before version 2"
   node_packages "$test_tools/node" "$support/node" || missing "the MCP servers, the Inspector and the conformance suite"
   scripts/get_models.sh models
 }

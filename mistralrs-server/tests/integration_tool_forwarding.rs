@@ -1,6 +1,12 @@
 //! Real MCP servers behind the gateway: listed, called, killed, restarted, dead from the start.
 #![cfg(feature = "tool-forwarding")]
 
+#[path = "integration_tool_forwarding/clients.rs"]
+mod clients;
+#[path = "integration_tool_forwarding/faults.rs"]
+mod faults;
+#[path = "integration_tool_forwarding/servers.rs"]
+mod servers;
 mod support;
 
 use std::fs;
@@ -14,7 +20,7 @@ use support::mcp::text;
 use support::process::{self, eventually};
 use support::server::Server;
 use support::upstreams::{Everything, WebSocketEverything};
-use support::{Http, Launch, tools};
+use support::{Http, Launch, tools, upstreams};
 
 /// A Node child needs seconds to start on a loaded machine.
 const CHILD_PATIENCE: Duration = Duration::from_secs(30);
@@ -44,8 +50,7 @@ impl Filesystem {
 
     /// `[[mcp_client.servers]]` for it.
     fn toml(&self, name: &str) -> String {
-        let (command, arguments) = (self.node.display().to_string(), self.arguments());
-        format!("[[mcp_client.servers]]\nname = {name:?}\ncommand = {command:?}\nargs = {arguments:?}\n")
+        upstreams::child(name, &self.node, &self.arguments().each_ref().map(String::as_str))
     }
 }
 
@@ -88,11 +93,7 @@ async fn one_server_is_reached_by_four_transports() -> anyhow::Result<()> {
         + &toml_url("events", &events.sse_url())
         + "transport = \"sse\"\n"
         + &toml_url("frames", &frames.url())
-        + &format!(
-            "[[mcp_client.servers]]\nname = \"child\"\ncommand = {:?}\nargs = [{:?}, \"stdio\"]\n",
-            node.display().to_string(),
-            everything.display().to_string()
-        );
+        + &upstreams::child("child", &node, &[&everything.display().to_string(), "stdio"]);
     let server = gateway(&config).await?;
     let mcp = server.mcp();
     for name in ["http", "events", "frames", "child"] {

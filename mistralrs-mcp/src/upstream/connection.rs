@@ -140,7 +140,10 @@ impl Connection {
                 SendFailure::Unknown => lost(&root_cause(&*error.error)),
             },
             ServiceError::TransportClosed => {
-                self.closed().cancel();
+                // Over HTTP it may be the stream of this call alone that broke off.
+                if self.peer.is_transport_closed() {
+                    self.closed().cancel();
+                }
                 if is_sent { lost("the connection was closed") } else { self.unavailable("the connection was closed") }
             }
             ServiceError::Timeout { timeout } => {
@@ -201,13 +204,26 @@ fn judge(error: &DynamicTransportError) -> SendFailure {
     }
 }
 
-/// The innermost message: the outer ones only say that a request failed.
+/// The innermost message: the outer ones only say that a request failed. Without the URL, which may have a key in it: this is
+/// read by who called the tool.
 pub(super) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut innermost = error;
-    while let Some(source) = innermost.source() {
+    while let Some(source) = innermost.source().or_else(|| client_error(innermost)) {
         innermost = source;
     }
-    innermost.to_string()
+    let message = innermost.to_string();
+    match innermost.downcast_ref::<reqwest::Error>().and_then(reqwest::Error::url) {
+        Some(url) => message.replace(&format!(" for url ({url})"), ""),
+        None => message,
+    }
+}
+
+/// What rmcp wraps without saying that it is the source.
+fn client_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a (dyn std::error::Error + 'static)> {
+    match error.downcast_ref::<HttpError>()? {
+        StreamableHttpError::Client(error) => Some(error),
+        _ => None,
+    }
 }
 
 /// Waits for the answer and passes on what the upstream says meanwhile. In this task: rmcp knows by the task which of a

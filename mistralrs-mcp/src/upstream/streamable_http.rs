@@ -54,6 +54,14 @@ pub(super) fn headers(config: &HttpConfig) -> HashMap<HeaderName, HeaderValue> {
     config.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
+/// The error without the URL, which may have a key in it: rmcp logs the errors of its client.
+fn without_url(error: HttpError) -> HttpError {
+    match error {
+        StreamableHttpError::Client(error) => StreamableHttpError::Client(error.without_url()),
+        error => error,
+    }
+}
+
 /// reqwest, and the knowledge that many servers say "unknown session" with 400 where the specification has 404.
 #[derive(Clone)]
 pub(super) struct SessionAwareClient(reqwest::Client);
@@ -112,7 +120,7 @@ impl StreamableHttpClient for SessionAwareClient {
             {
                 Err(StreamableHttpError::SessionExpired)
             }
-            answer => answer,
+            answer => answer.map_err(without_url),
         }
     }
 
@@ -123,7 +131,7 @@ impl StreamableHttpClient for SessionAwareClient {
         auth_header: Option<String>,
         custom_headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<(), HttpError> {
-        self.0.delete_session(uri, session_id, auth_header, custom_headers).await
+        self.0.delete_session(uri, session_id, auth_header, custom_headers).await.map_err(without_url)
     }
 
     async fn get_stream(
@@ -134,7 +142,8 @@ impl StreamableHttpClient for SessionAwareClient {
         auth_header: Option<String>,
         custom_headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<BoxedSseResponse, HttpError> {
-        self.0.get_stream(uri, session_id, last_event_id, auth_header, custom_headers).await
+        let answer = self.0.get_stream(uri, session_id, last_event_id, auth_header, custom_headers).await;
+        answer.map_err(without_url)
     }
 
     async fn get_stream_with_max_sse_event_size(
@@ -146,7 +155,9 @@ impl StreamableHttpClient for SessionAwareClient {
         custom_headers: HashMap<HeaderName, HeaderValue>,
         max_sse_event_size: usize,
     ) -> Result<BoxedSseResponse, HttpError> {
-        self.0
+        let is_resumption = last_event_id.is_some();
+        let answer = self
+            .0
             .get_stream_with_max_sse_event_size(
                 uri,
                 session_id,
@@ -155,8 +166,22 @@ impl StreamableHttpClient for SessionAwareClient {
                 custom_headers,
                 max_sse_event_size,
             )
-            .await
+            .await;
+        match answer {
+            Err(StreamableHttpError::Client(error)) if is_resumption && cannot_resume(&error) => {
+                tracing::debug!(error = %error.without_url(), "a stream that broke off cannot be resumed");
+                // Of the errors that rmcp does not try again after, the one that asks for no credentials.
+                Err(StreamableHttpError::ServerDoesNotSupportSse)
+            }
+            answer => answer.map_err(without_url),
+        }
     }
+}
+
+/// Nobody is there, or somebody who does not know the stream, as after a restart. rmcp would ask for it on and on, and the
+/// call whose answer it carries would wait for its deadline.
+fn cannot_resume(error: &reqwest::Error) -> bool {
+    error.is_connect() || error.status().is_some_and(|status| status.is_client_error())
 }
 
 fn is_unknown_session(error: &ErrorData) -> bool {

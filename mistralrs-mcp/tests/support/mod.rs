@@ -2,7 +2,6 @@
 
 pub mod downstream;
 pub mod http_upstream;
-mod real_servers;
 pub mod url_upstreams;
 
 use std::collections::BTreeMap;

@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt, stream};
 use http::{HeaderName, HeaderValue, StatusCode};
 use mistralrs_mcp::rmcp::model::{ErrorCode, ServerJsonRpcMessage, ServerResult};
 use mistralrs_mcp::rmcp::transport::streamable_http_server::session::ServerSseMessage;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::accept::{Accept, Events};
 use super::error::ErrorKind;
@@ -88,8 +88,8 @@ pub(super) fn listen(messages: Messages) -> Response {
 }
 
 /// Serves finished messages, one event each.
-pub(super) fn values_as_events(messages: Vec<Value>) -> Response {
-    event_stream(stream::iter(messages).map(|message| Event::default().event("message").data(message.to_string())))
+pub(super) fn texts_as_events(messages: Vec<String>) -> Response {
+    event_stream(stream::iter(messages).map(|message| Event::default().event("message").data(message)))
 }
 
 fn stream_events(held: Vec<ServerSseMessage>, messages: Messages, plan: AnswerPlan) -> Response {

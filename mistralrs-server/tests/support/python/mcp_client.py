@@ -71,6 +71,14 @@ async def filesystem_file_is_read(client):
     assert text == "hello from the filesystem", text
 
 
+async def a_long_call_reports_progress(client):
+    async def on_progress(progress, total, message):
+        print(f"progress {progress} of {total}")
+
+    arguments = {"duration": 25, "steps": 250}
+    await client.call_tool("everything::trigger-long-running-operation", arguments, progress_callback=on_progress)
+
+
 async def expect_error(code, fragment, call):
     try:
         result = await call
