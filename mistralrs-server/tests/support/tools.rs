@@ -40,6 +40,8 @@ pub enum Tool {
     EverythingServer,
     /// `supergateway`, which puts a stdio server behind other transports.
     Supergateway,
+    /// `oauth2-mock-server`.
+    AuthorizationServer,
     /// `@modelcontextprotocol/inspector`.
     Inspector,
     /// Debian's `promtool`.
@@ -107,6 +109,7 @@ fn locate(tool: Tool) -> Option<PathBuf> {
         Tool::FilesystemServer => package("@modelcontextprotocol/server-filesystem/dist/index.js"),
         Tool::EverythingServer => package("@modelcontextprotocol/server-everything/dist/index.js"),
         Tool::Supergateway => package("supergateway/dist/index.js"),
+        Tool::AuthorizationServer => package("oauth2-mock-server/dist/oauth2-mock-server.mjs"),
         Tool::Inspector => package("@modelcontextprotocol/inspector/clients/launcher/build/index.js"),
         Tool::Promtool => on_path("promtool"),
         Tool::Prometheus => on_path("prometheus"),
