@@ -19,6 +19,7 @@ use crate::local_tools::{LocalTools, ProgressSink};
 use crate::mcp_server::caller::{SessionState, severity};
 use crate::mcp_server::downstream_peers::{DownstreamPeers, ListChanges};
 use crate::mcp_server::handler::GatewayHandler;
+use crate::mcp_server::held_calls::HeldCalls;
 use crate::mcp_server::namespace::native_name;
 use crate::mcp_server::native_tools::NativeTools;
 use crate::mcp_server::search_tool::{self, ToolQuery};
@@ -95,6 +96,7 @@ pub struct Gateway {
     peers: Arc<DownstreamPeers>,
     /// Sessions that said which log messages they want; written by each that does.
     loggers: Mutex<Vec<Weak<SessionState>>>,
+    held: Arc<HeldCalls>,
     /// If `search_tools` stands in for the list of upstream tools: where its calls are counted.
     search: Option<ToolMetrics>,
     shutdown: CancellationToken,
@@ -125,7 +127,8 @@ impl Gateway {
         let guard = shutdown.clone().drop_guard();
         tokio::spawn(Arc::clone(&peers).announce(forwarder.changes(), shutdown.clone()));
         let loggers = Mutex::new("log_levels", Vec::new());
-        Ok(Arc::new(Self { native, forwarder, peers, loggers, search, shutdown, _guard: guard }))
+        let held = Arc::new(HeldCalls::new());
+        Ok(Arc::new(Self { native, forwarder, peers, loggers, held, search, shutdown, _guard: guard }))
     }
 
     /// An MCP server over this gateway, for one client: take one for each session, and for each request without one.
@@ -264,11 +267,16 @@ impl Gateway {
     /// Ends upstream connections; children are terminated and reaped. Calls that still run fail.
     pub async fn shutdown(&self) {
         self.shutdown.cancel();
+        self.held.clear();
         self.forwarder.shutdown().await;
     }
 
     pub(crate) fn downstream_peers(&self) -> &DownstreamPeers {
         &self.peers
+    }
+
+    pub(crate) fn held_calls(&self) -> &Arc<HeldCalls> {
+        &self.held
     }
 
     pub(crate) fn list_changes(&self) -> ListChanges {

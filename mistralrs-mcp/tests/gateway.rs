@@ -3,6 +3,8 @@
 #![cfg(feature = "tool-forwarding")]
 #![expect(clippy::unwrap_used, reason = "what these helpers unwrap is the test itself")]
 
+#[path = "gateway/authorization.rs"]
+mod authorization;
 #[path = "gateway/faults.rs"]
 mod faults;
 #[path = "gateway/passing_through.rs"]
@@ -13,7 +15,7 @@ mod url_transports;
 
 use std::time::{Duration, Instant};
 
-use mistralrs_mcp::config::SecurityConfig;
+use mistralrs_mcp::config::{GatewayConfig, McpClientConfig, SecurityConfig, ToolForwardingConfig};
 use mistralrs_mcp::mcp_server::answer;
 use mistralrs_mcp::rmcp::model::CallToolResult;
 use serde_json::json;
@@ -360,6 +362,52 @@ async fn an_upstream_that_speaks_only_the_newest_revision_is_understood() {
     let upstream = HttpUpstream::start_modern_only().await;
     let gateway = Setup::new().with(support::url("web", &upstream.url())).start().await;
     assert_eq!(gateway.call_text("web::hello", json!({"name": "ada"})).await, "hello ada");
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_era_that_is_configured_is_not_looked_for() {
+    use mistralrs_mcp::config::ProtocolEra::{Auto, Legacy, Modern};
+    let (both, modern) = (HttpUpstream::start("").await, HttpUpstream::start_modern_only().await);
+    for (upstream, protocol, expected) in [
+        (&both, Legacy, true),
+        (&both, Modern, true),
+        (&modern, Auto, true),
+        (&modern, Modern, true),
+        (&modern, Legacy, false),
+    ] {
+        let mut config = support::url("web", &upstream.url());
+        config.protocol = protocol;
+        let gateway = Setup::new().with(config).start().await;
+        assert_eq!(gateway.names().contains(&"web::hello".to_owned()), expected, "{protocol:?}");
+        if expected {
+            assert_eq!(gateway.call_text("web::hello", json!({"name": "ada"})).await, "hello ada");
+        }
+        gateway.shutdown().await;
+    }
+    // What is asked first shows which one it was.
+    assert_eq!(both.beginnings(), ["initialize", "server/discover"]);
+    assert_eq!(modern.beginnings(), ["initialize", "server/discover", "server/discover", "initialize"]);
+}
+
+#[tokio::test]
+async fn an_aliased_tool_is_listed_and_called_by_its_alias() {
+    let forwarding = json!({"namespace_strategy": "custom", "aliases": {"u::echo": "say"}});
+    let forwarding = ToolForwardingConfig::from_value(forwarding).unwrap();
+    let servers = McpClientConfig::from_value(json!({"servers": [{"name": "u", "command": "x"}]})).unwrap();
+    let naming = GatewayConfig::from_sections(Some(servers), Some(forwarding)).unwrap().naming;
+    let security = SecurityConfig { blocked_tools: vec!["u::pid".into()], ..SecurityConfig::default() };
+    let gateway = Setup::new().with(child("u", &[])).naming(naming).security(&security).start().await;
+    let mut downstream = Downstream::connect(&gateway).await;
+    let list = downstream.request("tools/list", json!({})).await;
+    let names: Vec<_> = list["result"]["tools"].as_array().unwrap().iter().map(|tool| &tool["name"]).collect();
+    assert!(names.contains(&&json!("say")) && names.contains(&&json!("u::fail")), "{names:?}");
+    assert!(!names.contains(&&json!("u::echo")) && !names.contains(&&json!("u::pid")), "{names:?}");
+    for name in ["say", "u::echo", "u__echo", "echo"] {
+        let answer = downstream.request("tools/call", json!({"name": name, "arguments": {"n": 1}})).await;
+        assert_eq!(answer["result"]["content"][0]["text"], r#"{"n": 1}"#, "{name}: {answer}");
+    }
+    assert!(gateway.metrics().contains("mistralrs_tool_calls_total{tool=\"u::echo\"} 4"), "one tool, one label");
     gateway.shutdown().await;
 }
 

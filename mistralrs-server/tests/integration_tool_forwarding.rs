@@ -19,7 +19,7 @@ use serde_json::json;
 use support::mcp::text;
 use support::process::{self, eventually};
 use support::server::Server;
-use support::upstreams::{Everything, WebSocketEverything};
+use support::upstreams::{Everything, Guarded, WebSocketEverything};
 use support::{Http, Launch, tools, upstreams};
 
 /// A Node child needs seconds to start on a loaded machine.
@@ -114,6 +114,42 @@ async fn one_server_is_reached_by_four_transports() -> anyhow::Result<()> {
         };
         check.await.with_context(|| format!("over {name}"))?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upstream_behind_an_authorization_server_is_reached_with_its_tokens() -> anyhow::Result<()> {
+    const SECRET: &str = "hunter2-of-the-gateway";
+    let (node, authorization, python) = require_tools!(Node, AuthorizationServer, Python);
+    let guarded = Guarded::start(&node, &authorization, &python).await?;
+    let oauth = |rest: &str| {
+        let who = "type = \"oauth\", client_id = \"gateway\", client_secret = \"$GATEWAY_SECRET\"";
+        format!("auth = {{ {who}, token_endpoint_auth_method = \"client_secret_basic\"{rest} }}\n")
+    };
+    let issuer = format!(", issuer = {:?}, scopes = [\"tools\"]", guarded.issuer());
+    let token_url = format!(", token_url = \"{}/token\", scopes = [\"tools\"]", guarded.issuer());
+    let wrong_scope = format!(", token_url = \"{}/token\", scopes = [\"other\"]", guarded.issuer());
+    let config = [("found", ""), ("issued", &issuer), ("told", &token_url), ("unscoped", &wrong_scope)]
+        .map(|(name, rest)| toml_url(name, &guarded.url()) + &oauth(rest))
+        .concat();
+    let configured =
+        |launch: Launch| launch.environment("GATEWAY_SECRET", SECRET).file("--config", "mistralrs.toml", &config);
+    let server = configured(Launch::gateway()).start().await?;
+    let mcp = server.mcp();
+    for name in ["found", "issued", "told"] {
+        let tool = format!("{name}::secret_of_the_house");
+        wait_for_tool(&mcp, &tool).await?;
+        let told = mcp.call_tool_text(&tool, &json!({})).await?;
+        ensure!(told == "the key is under the mat", "{told}");
+    }
+    ensure!(!mcp.tool_names().await?.iter().any(|name| name.starts_with("unscoped")));
+    ensure!(server.log().contains("unscoped") && !server.log().contains(SECRET), "{}", server.log());
+
+    let (status, printed) = configured(Launch::default().option("--http-mcp-port", "0"))
+        .selector(["config", "check"])
+        .run_to_exit()
+        .await?;
+    ensure!(status.success() && printed.contains("token_url") && !printed.contains(SECRET), "{printed}");
     Ok(())
 }
 
@@ -277,12 +313,67 @@ async fn the_mcp_package_reads_a_file_through_the_gateway() -> anyhow::Result<()
 }
 
 #[tokio::test]
-async fn an_unknown_key_in_a_file_names_the_nearest_known_one() -> anyhow::Result<()> {
-    let config = "[[mcp_client.servers]]\nname = \"files\"\ncomand = \"true\"\n";
-    let (status, log) = Launch::gateway().file("--config", "mistralrs.toml", config).run_to_exit().await?;
-    ensure!(!status.success(), "started with an unknown key");
-    for fragment in ["comand", "command", "mistralrs.toml"] {
-        ensure!(log.contains(fragment), "{fragment:?} is not in {log}");
+async fn what_is_wrong_in_a_file_of_any_format_is_named_with_its_line() -> anyhow::Result<()> {
+    let unknown = "unknown key `";
+    for (flag, name, text, expected) in [
+        (
+            "--config",
+            "mistralrs.toml",
+            "[[mcp_client.servers]]\nname = \"files\"\ncomand = \"true\"\n",
+            format!("mistralrs.toml:3: {unknown}mcp_client.servers[0].comand`; did you mean `command`?"),
+        ),
+        (
+            "--config",
+            "mistralrs.yaml",
+            "mcp_client:\n  servers:\n  - name: files\n    command: [\"true\"]\n",
+            "mistralrs.yaml:4: `mcp_client.servers[0].command`: invalid type: sequence, expected a string".to_owned(),
+        ),
+        (
+            "--config",
+            "mistralrs.json",
+            "{\"tool_forwarding\": {\n\"aliases\": {\n\"file::x\": \"y\"}},\n\"mcp_client\": {\"servers\": [{\"name\": \"files\", \"command\": \"true\"}]}}",
+            "mistralrs.json:3: `tool_forwarding.aliases.file::x`: no server has the namespace `file`; did you mean `files::x`?".to_owned(),
+        ),
+        (
+            "--mcp-config",
+            "servers.toml",
+            "[[servers]]\nname = \"files\"\ncommand = \"true\"\ntool_timeout_seconds = 0\n",
+            "servers.toml:4: `mcp_client.servers[0] (files).tool_timeout_seconds`: must be more than 0".to_owned(),
+        ),
+        (
+            "--mcp-config",
+            "mistral-rs.json",
+            "{\"servers\": [\n{\"name\": \"rt\",\n\"source\": {\"type\": \"Process\",\n\"comand\": \"x\"}}]}",
+            format!("mistral-rs.json:4: {unknown}servers[0].source.comand`; did you mean `command`?"),
+        ),
+        (
+            "--mcp-config",
+            "desktop.json",
+            "{\"mcpServers\": {\n\"a\": {\"command\": \"true\"},\n\"b\": {\n\"command\": 7}}}",
+            "desktop.json:4: `mcpServers.b.command`: invalid type: integer `7`, expected a string".to_owned(),
+        ),
+        (
+            "--mcp-config",
+            "desktop.json",
+            "{\"mcpServers\": {\n\"a\": {\"command\": \"true\"},\n\"b\": {\n\"url\": \"ftp://h\"}}}",
+            "desktop.json:4: `mcp_client.servers[1] (b).url`: `ftp://h` must begin with".to_owned(),
+        ),
+        (
+            "--mcp-config",
+            "editor.json",
+            "{\"servers\": {\n\"a\": {\n\"type\": \"stdoi\", \"command\": \"true\"}}}",
+            "editor.json:3: `servers.a.type`: unknown variant `stdoi`".to_owned(),
+        ),
+        (
+            "--mcp-config",
+            "aggregator.yaml",
+            "servers:\n- id: a\n  transport: stdio\n  comand: x\n",
+            format!("aggregator.yaml:4: {unknown}servers[0].comand`; did you mean `command`?"),
+        ),
+    ] {
+        let (status, log) = Launch::gateway().file(flag, name, text).run_to_exit().await?;
+        ensure!(!status.success(), "started with {text}");
+        ensure!(log.contains(&expected), "{expected:?} is not in {log}");
     }
     Ok(())
 }

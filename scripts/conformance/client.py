@@ -72,12 +72,23 @@ def use_everything(endpoint):
         endpoint.request("prompts/get", {"name": prompt["name"], "arguments": arguments})
 
 
+def upstream(url):
+    """The suite's server as the gateway's configuration, with what the suite tells its clients by environment."""
+    era = "modern" if os.environ.get("MCP_CONFORMANCE_PROTOCOL_VERSION", "") >= "2026-07-28" else "legacy"
+    lines = ["[[mcp_client.servers]]", 'name = "suite"', 'namespace = ""', f"url = {json.dumps(url)}", f'protocol = "{era}"']
+    context = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT", "{}"))
+    if "client_secret" in context:
+        client = ", ".join(f"{key} = {json.dumps(context[key])}" for key in ("client_id", "client_secret"))
+        lines.append(f'auth = {{ type = "oauth", {client} }}')
+    return "\n".join(lines) + "\n"
+
+
 def main(program, url):
     port = free_port()
     with tempfile.TemporaryDirectory() as directory:
         config = os.path.join(directory, "gateway.toml")
         with open(config, "w", encoding="utf-8") as file:
-            file.write(f'[[mcp_client.servers]]\nname = "suite"\nnamespace = ""\nurl = {json.dumps(url)}\n')
+            file.write(upstream(url))
         command = [program, "--port", "0", "--http-mcp-port", str(port), "--config", config, "--log", "info"]
         server = subprocess.Popen(command)
         try:

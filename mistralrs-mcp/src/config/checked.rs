@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
-
 use super::ConfigError;
+use super::aliases::Aliases;
+use super::endpoint::{self, HttpConfig};
 use super::sections::{
-    AuthConfig, McpClientConfig, NamespaceStrategy, Secret, Separator, ServerConfig, ToolForwardingConfig,
+    McpClientConfig, NamespaceStrategy, ProtocolEra, Secret, Separator, ServerConfig, ToolForwardingConfig,
     TransportName,
 };
 use crate::mcp_server::namespace::NATIVE_NAMESPACE;
@@ -23,25 +23,13 @@ const MAX_SERVERS: usize = 256;
 const DEFAULT_CONNECT_TIMEOUT_STDIO: Duration = Duration::from_secs(30);
 const DEFAULT_CONNECT_TIMEOUT_HTTP: Duration = Duration::from_secs(5);
 const DEFAULT_TOOL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Proxies commonly end connections that are idle for a minute.
+const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(20);
 const DEFAULT_MAX_CONCURRENT_CALLS: usize = 64;
 /// More would only queue inside the upstream.
 const MAX_CONCURRENT_CALLS: usize = 4096;
 /// A longer timeout is a mistake in the unit.
 const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
-/// The protocol's own headers and those of the HTTP message itself.
-const RESERVED_HEADERS: [&str; 10] = [
-    "accept",
-    "connection",
-    "content-length",
-    "content-type",
-    "host",
-    "last-event-id",
-    "mcp-method",
-    "mcp-name",
-    "mcp-protocol-version",
-    "mcp-session-id",
-];
-
 /// Everything the gateway is configured with, checked.
 #[derive(Debug, Clone, Default)]
 pub struct GatewayConfig {
@@ -66,12 +54,14 @@ pub enum ToolListing {
 }
 
 /// How upstream tools are named.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NamingConfig {
     /// With or without their namespace.
     pub strategy: NamespaceStrategy,
     /// What stands between the two.
     pub separator: Separator,
+    /// Names that stand above the strategy.
+    pub aliases: Aliases,
 }
 
 /// An upstream's name from the configuration, never from what it says of itself.
@@ -91,12 +81,16 @@ pub struct UpstreamConfig {
     pub namespace: Namespace,
     /// How it is reached.
     pub transport: TransportConfig,
+    /// Which of the protocol's eras it speaks, or that this is to be found out.
+    pub protocol: ProtocolEra,
     /// For connecting, handshake and first listing together.
     pub connect_timeout: Duration,
     /// For one call.
     pub tool_timeout: Duration,
     /// Calls that run at once; more wait, until their deadline.
     pub max_concurrent_calls: usize,
+    /// Of a WebSocket: after such a silence the server is asked whether it is there, and after two it is given up.
+    pub keep_alive: Duration,
 }
 
 /// How an upstream is reached.
@@ -125,17 +119,6 @@ pub struct StdioConfig {
     pub cwd: Option<PathBuf>,
 }
 
-/// An endpoint with a URL.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HttpConfig {
-    /// The endpoint.
-    pub url: String,
-    /// Sent with each request; values are marked sensitive.
-    pub headers: HeaderMap,
-    /// Sent as `Authorization: Bearer`.
-    pub bearer_token: Option<Secret>,
-}
-
 impl GatewayConfig {
     /// Checks both sections. An absent one has its defaults; with `enabled = false` in either, everything is still
     /// checked and no upstream is connected.
@@ -147,8 +130,9 @@ impl GatewayConfig {
         tool_forwarding: Option<ToolForwardingConfig>,
     ) -> Result<Self, ConfigError> {
         let mcp_client = mcp_client.unwrap_or_default();
-        let forwarding = tool_forwarding.unwrap_or_default();
+        let mut forwarding = tool_forwarding.unwrap_or_default();
         refuse_unsupported(&forwarding)?;
+        let naming = check_naming(&mut forwarding, &mcp_client.servers)?;
         let access =
             AccessPolicy::new(&forwarding.security).map_err(|error| error.within("tool_forwarding.security"))?;
         let mut upstreams = check_servers(mcp_client.servers)?;
@@ -161,7 +145,6 @@ impl GatewayConfig {
                 "connecting upstream servers (this program was built without the feature `tool-forwarding`)",
             ));
         }
-        let naming = NamingConfig { strategy: forwarding.namespace_strategy, separator: forwarding.separator };
         let listing = if forwarding.search.as_tool { ToolListing::Searched } else { ToolListing::Whole };
         Ok(Self { upstreams, naming, access, listing })
     }
@@ -216,21 +199,17 @@ impl UpstreamConfig {
             id: UpstreamId::new(name),
             namespace: Namespace::new(name),
             transport,
+            protocol: ProtocolEra::default(),
             connect_timeout,
             tool_timeout: DEFAULT_TOOL_TIMEOUT,
             max_concurrent_calls: DEFAULT_MAX_CONCURRENT_CALLS,
+            keep_alive: DEFAULT_KEEP_ALIVE,
         }
     }
 }
 
 fn refuse_unsupported(forwarding: &ToolForwardingConfig) -> Result<(), ConfigError> {
     let refuse = |key: &str, feature| Err(ConfigError::not_supported(format!("tool_forwarding.{key}"), feature));
-    if forwarding.namespace_strategy == NamespaceStrategy::Custom {
-        return refuse("namespace_strategy", "`custom` (use `server_prefix` or `flat`)");
-    }
-    if forwarding.aliases.is_some() {
-        return refuse("aliases", "naming tools by alias");
-    }
     if forwarding.rate_limit.is_some() {
         return refuse("rate_limit", "a rate limit per tool");
     }
@@ -238,6 +217,17 @@ fn refuse_unsupported(forwarding: &ToolForwardingConfig) -> Result<(), ConfigErr
         return refuse("cache", "caching of tool results");
     }
     Ok(())
+}
+
+fn check_naming(forwarding: &mut ToolForwardingConfig, servers: &[ServerConfig]) -> Result<NamingConfig, ConfigError> {
+    let aliases = Aliases::check(std::mem::take(&mut forwarding.aliases), servers);
+    let aliases = aliases.map_err(|error| error.within("tool_forwarding.aliases"))?;
+    let (strategy, separator) = (forwarding.namespace_strategy, forwarding.separator);
+    if strategy == NamespaceStrategy::Custom && aliases.is_empty() {
+        let reason = "`custom` takes names from `[tool_forwarding.aliases]`, which has none";
+        return Err(ConfigError::invalid("tool_forwarding.namespace_strategy", reason));
+    }
+    Ok(NamingConfig { strategy, separator, aliases })
 }
 
 fn check_servers(servers: Vec<ServerConfig>) -> Result<Vec<UpstreamConfig>, ConfigError> {
@@ -274,27 +264,30 @@ fn check_unique(upstream: &UpstreamConfig, seen: &mut HashMap<String, UpstreamId
 
 fn check_server(server: ServerConfig) -> Result<UpstreamConfig, ConfigError> {
     check_name("name", &server.name)?;
-    let namespace = match &server.namespace {
-        Some(namespace) if namespace.is_empty() => Namespace::new(""),
-        Some(namespace) => {
-            check_name("namespace", namespace)?;
-            Namespace::new(namespace)
-        }
-        None => Namespace::new(&server.name),
-    };
+    let namespace = server.namespace();
+    if !namespace.is_empty() {
+        check_name("namespace", namespace)?;
+    }
+    let namespace = Namespace::new(namespace);
     let connect_timeout = check_timeout("connect_timeout_seconds", server.connect_timeout_seconds)?;
     let tool_timeout = check_timeout("tool_timeout_seconds", server.tool_timeout_seconds)?;
+    let keep_alive = check_timeout("keep_alive_seconds", server.keep_alive_seconds)?;
     let max_concurrent_calls = server.max_concurrent_calls.unwrap_or(DEFAULT_MAX_CONCURRENT_CALLS);
     if !(1..=MAX_CONCURRENT_CALLS).contains(&max_concurrent_calls) {
         return Err(ConfigError::invalid("max_concurrent_calls", format!("must be 1 to {MAX_CONCURRENT_CALLS}")));
     }
-    let name = server.name.clone();
+    let (name, protocol) = (server.name.clone(), server.protocol);
     let defaults = UpstreamConfig::new(&name, check_transport(server)?);
+    if keep_alive.is_some() && !matches!(defaults.transport, TransportConfig::WebSocket(_)) {
+        return Err(ConfigError::invalid("keep_alive_seconds", "is for the transport `websocket` only"));
+    }
     Ok(UpstreamConfig {
         namespace,
+        protocol,
         connect_timeout: connect_timeout.unwrap_or(defaults.connect_timeout),
         tool_timeout: tool_timeout.unwrap_or(defaults.tool_timeout),
         max_concurrent_calls,
+        keep_alive: keep_alive.unwrap_or(defaults.keep_alive),
         ..defaults
     })
 }
@@ -339,9 +332,9 @@ fn check_transport(server: ServerConfig) -> Result<TransportConfig, ConfigError>
     };
     match transport {
         TransportName::Stdio => check_stdio(server),
-        TransportName::Http => check_url(server, ["http", "https"]).map(TransportConfig::StreamableHttp),
-        TransportName::Sse => check_url(server, ["http", "https"]).map(TransportConfig::LegacySse),
-        TransportName::WebSocket => check_url(server, ["ws", "wss"]).map(TransportConfig::WebSocket),
+        TransportName::Http => endpoint::check(server, ["http", "https"]).map(TransportConfig::StreamableHttp),
+        TransportName::Sse => endpoint::check(server, ["http", "https"]).map(TransportConfig::LegacySse),
+        TransportName::WebSocket => endpoint::check(server, ["ws", "wss"]).map(TransportConfig::WebSocket),
     }
 }
 
@@ -366,53 +359,6 @@ fn check_stdio(server: ServerConfig) -> Result<TransportConfig, ConfigError> {
 
 fn is_web_socket(url: &str) -> bool {
     url.starts_with("ws://") || url.starts_with("wss://")
-}
-
-fn check_url(server: ServerConfig, schemes: [&str; 2]) -> Result<HttpConfig, ConfigError> {
-    for (key, is_present) in
-        [("args", !server.args.is_empty()), ("env", !server.env.is_empty()), ("cwd", server.cwd.is_some())]
-    {
-        if is_present {
-            return Err(ConfigError::invalid(key, "belongs to `command`; this server has a `url`"));
-        }
-    }
-    let url = server.url.unwrap_or_default();
-    let uri: Uri =
-        url.parse().map_err(|error| ConfigError::invalid("url", format!("`{url}` is not a URL: {error}")))?;
-    let is_one = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme));
-    if !is_one || uri.host().is_none_or(str::is_empty) {
-        let [plain, secure] = schemes;
-        let message = format!("`{url}` must begin with {plain}:// or {secure}:// and a host");
-        return Err(ConfigError::invalid("url", message));
-    }
-    let headers = check_headers(&server.headers)?;
-    let bearer_token = server.auth.map(|AuthConfig::Bearer { token }| token);
-    if let Some(token) = &bearer_token {
-        if headers.contains_key(header::AUTHORIZATION) {
-            return Err(ConfigError::invalid("auth", "`headers` already holds Authorization"));
-        }
-        if token.expose().is_empty() || HeaderValue::from_str(token.expose()).is_err() {
-            return Err(ConfigError::invalid("auth.token", "is empty or holds characters that no header can"));
-        }
-    }
-    Ok(HttpConfig { url, headers, bearer_token })
-}
-
-fn check_headers(headers: &BTreeMap<String, Secret>) -> Result<HeaderMap, ConfigError> {
-    let mut checked = HeaderMap::new();
-    for (name, value) in headers {
-        let at = format!("headers.{name}");
-        let name = HeaderName::from_bytes(name.as_bytes())
-            .map_err(|_| ConfigError::invalid(&at, "is not the name of a header"))?;
-        if RESERVED_HEADERS.contains(&name.as_str()) {
-            return Err(ConfigError::invalid(&at, "is set by the protocol"));
-        }
-        let mut value = HeaderValue::from_str(value.expose())
-            .map_err(|_| ConfigError::invalid(&at, "holds characters that no header can"))?;
-        value.set_sensitive(true);
-        checked.insert(name, value);
-    }
-    Ok(checked)
 }
 
 #[cfg(test)]

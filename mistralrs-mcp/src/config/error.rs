@@ -54,6 +54,17 @@ impl ConfigError {
         Self::NotSupported { path: path.into(), feature }
     }
 
+    /// The dotted path of the key that it is about.
+    pub fn path(&self) -> Option<&str> {
+        match self {
+            Self::Syntax { .. } => None,
+            Self::UnknownKey { path, .. }
+            | Self::Invalid { path, .. }
+            | Self::UnsetVariable { path, .. }
+            | Self::NotSupported { path, .. } => Some(path),
+        }
+    }
+
     /// The same error, below `prefix`.
     pub(crate) fn within(mut self, prefix: &str) -> Self {
         let (Self::UnknownKey { path, .. }

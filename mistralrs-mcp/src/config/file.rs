@@ -161,7 +161,7 @@ fn explain(path: &str, message: &str) -> ConfigError {
     }
 }
 
-fn nearest(key: &str, known: &[&str]) -> Option<String> {
+pub(super) fn nearest(key: &str, known: &[&str]) -> Option<String> {
     let likeness = |candidate: &str| strsim::jaro_winkler(&key.to_ascii_lowercase(), &candidate.to_ascii_lowercase());
     known
         .iter()

@@ -8,10 +8,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::ConfigError;
+use super::auth::AuthConfig;
 use super::checked::MAX_NAME_LENGTH;
 use super::file::typed;
 use super::interpolate::Environment;
-use super::sections::{AuthConfig, McpClientConfig, Secret, ServerConfig, TransportName};
+use super::sections::{McpClientConfig, Secret, ServerConfig, TransportName};
 
 /// mistral.rs's MCP client file.
 #[derive(Deserialize)]
@@ -37,26 +38,26 @@ struct MistralRsServer {
     bearer_token: Option<Secret>,
 }
 
+/// All keys of all types: serde names the key of a wrong value only in a plain struct.
 #[derive(Deserialize)]
-#[serde(tag = "type", deny_unknown_fields)]
-enum MistralRsSource {
-    Http {
-        url: String,
-        timeout_secs: Option<f64>,
-        headers: Option<BTreeMap<String, Secret>>,
-    },
-    Process {
-        command: String,
-        #[serde(default)]
-        args: Vec<String>,
-        work_dir: Option<PathBuf>,
-        env: Option<BTreeMap<String, Secret>>,
-    },
-    WebSocket {
-        url: String,
-        timeout_secs: Option<f64>,
-        headers: Option<BTreeMap<String, Secret>>,
-    },
+#[serde(deny_unknown_fields)]
+struct MistralRsSource {
+    #[serde(rename = "type")]
+    kind: MistralRsTransport,
+    url: Option<String>,
+    timeout_secs: Option<f64>,
+    headers: Option<BTreeMap<String, Secret>>,
+    command: Option<String>,
+    args: Option<Vec<String>>,
+    work_dir: Option<PathBuf>,
+    env: Option<BTreeMap<String, Secret>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+enum MistralRsTransport {
+    Http,
+    Process,
+    WebSocket,
 }
 
 /// One entry of a desktop client's `mcpServers` (or an editor's `servers`) object.
@@ -131,39 +132,39 @@ pub(super) fn mistral_rs(file: Value) -> Result<McpClientConfig, ConfigError> {
     };
     let servers = file.servers.into_iter().enumerate();
     let servers = servers.map(|(index, server)| {
-        mistral_rs_server(server, defaults.clone()).map_err(|error| error.within(&format!("servers[{index}]")))
+        mistral_rs_server(server, &defaults).map_err(|error| error.within(&format!("servers[{index}]")))
     });
     Ok(McpClientConfig { enabled: true, servers: servers.collect::<Result<_, _>>()? })
 }
 
-fn mistral_rs_server(server: MistralRsServer, defaults: ServerConfig) -> Result<ServerConfig, ConfigError> {
+fn mistral_rs_server(server: MistralRsServer, defaults: &ServerConfig) -> Result<ServerConfig, ConfigError> {
     if server.resources.is_some_and(|resources| !resources.is_empty()) {
         return Err(ConfigError::not_supported("resources", "forwarding of resources"));
     }
-    let mut config = ServerConfig {
+    let source = server.source;
+    let is_process = source.kind == MistralRsTransport::Process;
+    let misplaced =
+        if is_process { source.url.as_ref().map(|_| "url") } else { source.command.as_ref().map(|_| "command") };
+    if let Some(key) = misplaced {
+        return Err(ConfigError::invalid(format!("source.{key}"), "belongs to another `type` of source"));
+    }
+    Ok(ServerConfig {
         name: name_from(server.id.as_deref().unwrap_or(&server.name)),
         enabled: server.enabled,
         namespace: server.tool_prefix,
-        auth: server.bearer_token.map(|token| AuthConfig::Bearer { token }),
-        ..defaults
-    };
-    match server.source {
-        MistralRsSource::Http { url, timeout_secs, headers }
-        | MistralRsSource::WebSocket { url, timeout_secs, headers } => {
-            // A WebSocket is told by its URL, `ws://` or `wss://`.
-            config.url = Some(url);
-            config.headers = headers.unwrap_or_default();
-            config.tool_timeout_seconds = config.tool_timeout_seconds.or(timeout_secs);
-        }
-        MistralRsSource::Process { command, args, work_dir, env } => {
-            config.command = Some(command);
-            config.args = args;
-            config.cwd = work_dir;
-            config.env = env.unwrap_or_default();
-            config.auth = None;
-        }
-    }
-    Ok(config)
+        // A WebSocket is told by its URL, `ws://` or `wss://`.
+        transport: Some(if is_process { TransportName::Stdio } else { TransportName::Http }),
+        command: source.command,
+        args: source.args.unwrap_or_default(),
+        cwd: source.work_dir,
+        env: source.env.unwrap_or_default(),
+        url: source.url,
+        headers: source.headers.unwrap_or_default(),
+        // A process has none; theirs passes it over.
+        auth: server.bearer_token.filter(|_| !is_process).map(|token| AuthConfig::Bearer { token }),
+        tool_timeout_seconds: defaults.tool_timeout_seconds.or(source.timeout_secs),
+        ..defaults.clone()
+    })
 }
 
 /// An object of servers by name, under `key`.

@@ -4,7 +4,10 @@
 //! [`ToolForwardingConfig`]), and these become the [`GatewayConfig`] that everything else holds: nothing behind it
 //! checks again. Files of other programs ([`parse_mcp_config`]) become the same sections.
 
+mod aliases;
+mod auth;
 mod checked;
+mod endpoint;
 mod error;
 mod file;
 mod foreign;
@@ -15,14 +18,16 @@ mod sections;
 #[cfg(feature = "tool-forwarding")]
 mod tests;
 
+pub use aliases::Aliases;
+pub use auth::{AuthConfig, ClientAuthentication};
 pub use checked::{
-    GatewayConfig, HttpConfig, Namespace, NamingConfig, StdioConfig, ToolListing, TransportConfig, UpstreamConfig,
-    UpstreamId,
+    GatewayConfig, Namespace, NamingConfig, StdioConfig, ToolListing, TransportConfig, UpstreamConfig, UpstreamId,
 };
+pub use endpoint::{AuthorizationServer, HttpAuth, HttpConfig, OAuthConfig};
 pub use error::ConfigError;
 pub use file::{FileFormat, mcp_config_from_value, parse_mcp_config};
 pub use interpolate::{Environment, interpolate};
 pub use sections::{
-    AuthConfig, McpClientConfig, NamespaceStrategy, NotYet, SearchConfig, Secret, SecurityConfig, Separator,
+    McpClientConfig, NamespaceStrategy, NotYet, ProtocolEra, SearchConfig, Secret, SecurityConfig, Separator,
     ServerConfig, ToolForwardingConfig, TransportName,
 };

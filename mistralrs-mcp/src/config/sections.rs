@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
+use super::auth::AuthConfig;
+
 /// `[mcp_client]`: the upstream MCP servers.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -31,6 +33,10 @@ pub struct ServerConfig {
     /// How it is reached: `stdio`, `http`, `sse` (2024-11-05), `websocket`. Default: `stdio` with `command`, `websocket` with a
     /// `ws://` or `wss://` URL, `http` with any other.
     pub transport: Option<TransportName>,
+    /// Which protocol it speaks: `legacy` (up to 2025-11-25, with a handshake), `modern` (2026-07-28), or `auto`: the
+    /// one, and if it refuses the handshake the other. Default: `auto`.
+    #[serde(default)]
+    pub protocol: ProtocolEra,
     /// Program to start, found in `PATH`.
     pub command: Option<String>,
     /// Its arguments. Default: none.
@@ -55,6 +61,9 @@ pub struct ServerConfig {
     pub tool_timeout_seconds: Option<f64>,
     /// Calls that run at once; more wait. Default: 64.
     pub max_concurrent_calls: Option<usize>,
+    /// Seconds of silence after which a WebSocket server is sent a ping; after twice as many the connection is opened
+    /// anew. Default: 20.
+    pub keep_alive_seconds: Option<f64>,
 }
 
 /// How an upstream is reached.
@@ -73,15 +82,17 @@ pub enum TransportName {
     WebSocket,
 }
 
-/// `auth = { type = "bearer", token = "…" }`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum AuthConfig {
-    /// `Authorization: Bearer <token>`.
-    Bearer {
-        /// The token.
-        token: Secret,
-    },
+/// Which of the protocol's eras an upstream speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProtocolEra {
+    /// Found out by trying.
+    #[default]
+    Auto,
+    /// With a handshake.
+    Legacy,
+    /// 2026-07-28 and newer.
+    Modern,
 }
 
 /// `[tool_forwarding]`: which upstream tools appear here, and under which names.
@@ -98,8 +109,8 @@ pub struct ToolForwardingConfig {
     pub security: SecurityConfig,
     /// Finding tools by words.
     pub search: SearchConfig,
-    /// Not supported yet.
-    pub aliases: Option<NotYet>,
+    /// What single tools are called, whatever the strategy: the alias by `namespace::tool`. Default: none.
+    pub aliases: BTreeMap<String, String>,
     /// Not supported yet.
     pub rate_limit: Option<NotYet>,
     /// Not supported yet.
@@ -115,7 +126,7 @@ pub enum NamespaceStrategy {
     ServerPrefix,
     /// `read_file`; of two equal names the server configured first keeps it, the other is refused.
     Flat,
-    /// Aliases. Not supported yet.
+    /// As `aliases` says, which must name some; `filesystem::read_file` for the others.
     Custom,
 }
 
@@ -191,6 +202,7 @@ impl ServerConfig {
             enabled: true,
             namespace: None,
             transport: None,
+            protocol: ProtocolEra::default(),
             command: None,
             args: Vec::new(),
             env: BTreeMap::new(),
@@ -201,7 +213,13 @@ impl ServerConfig {
             connect_timeout_seconds: None,
             tool_timeout_seconds: None,
             max_concurrent_calls: None,
+            keep_alive_seconds: None,
         }
+    }
+
+    /// What stands before its tool names; may be empty.
+    pub(super) fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or(&self.name)
     }
 }
 
@@ -213,7 +231,7 @@ impl Default for ToolForwardingConfig {
             separator: Separator::default(),
             security: SecurityConfig::default(),
             search: SearchConfig::default(),
-            aliases: None,
+            aliases: BTreeMap::new(),
             rate_limit: None,
             cache: None,
         }

@@ -18,7 +18,7 @@ fn told(text: &str, format: FileFormat) -> String {
 }
 
 fn summary(upstream: &UpstreamConfig) -> String {
-    let UpstreamConfig { id, namespace, transport, connect_timeout, tool_timeout, max_concurrent_calls } = upstream;
+    let UpstreamConfig { id, namespace, transport, connect_timeout, tool_timeout, max_concurrent_calls, .. } = upstream;
     let transport = match transport {
         TransportConfig::Stdio(StdioConfig { command, args, env, cwd }) => {
             let env: Vec<_> = env.iter().map(|(name, value)| format!("{name}={}", value.expose())).collect();
@@ -32,10 +32,14 @@ fn summary(upstream: &UpstreamConfig) -> String {
 }
 
 fn url_told(transport: &str, http: &HttpConfig) -> String {
-    let HttpConfig { url, headers, bearer_token } = http;
+    let HttpConfig { url, headers, auth } = http;
     let headers: Vec<_> =
         headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().expect("tests write ASCII"))).collect();
-    format!("{transport}{url} {headers:?} {:?}", bearer_token.as_ref().map(Secret::expose))
+    let token = auth.as_ref().map(|auth| match auth {
+        HttpAuth::Bearer(token) => token.expose(),
+        HttpAuth::OAuth(oauth) => oauth.client_secret.expose(),
+    });
+    format!("{transport}{url} {headers:?} {token:?}")
 }
 
 fn check_toml(text: &str, expected: &str) {
@@ -96,6 +100,22 @@ fn mistral_rs_files_are_read() {
     check_json(
         r#"{"servers": [{"name": "rt", "source": {"type": "Process", "command": "x"}}], "auto_register_tools": false}"#,
         "`auto_register_tools`: connecting servers without listing their tools is not supported in this version",
+    );
+    check_json(
+        r#"{"servers": [{"name": "rt", "source": {"type": "Process", "command": "x", "args": "y"}}]}"#,
+        "`servers[0].source.args`: invalid type: string \"y\", expected a sequence",
+    );
+    check_json(
+        r#"{"servers": [{"name": "rt", "source": {"type": "Http", "uri": "http://h"}}]}"#,
+        "unknown key `servers[0].source.uri`; did you mean `url`?",
+    );
+    check_json(
+        r#"{"servers": [{"name": "rt", "source": {"type": "Http", "command": "x"}}]}"#,
+        "`servers[0].source.command`: belongs to another `type` of source",
+    );
+    check_json(
+        r#"{"servers": [{"name": "rt", "source": {"type": "Pipe", "command": "x"}}]}"#,
+        "`servers[0].source.type`: unknown variant `Pipe`, expected one of `Http`, `Process`, `WebSocket`",
     );
     check_json(
         r#"{"servers": [{"name": "rt", "tool_prefx": "a", "source": {"type": "Process", "command": "x"}}]}"#,
@@ -164,18 +184,9 @@ fn aggregator_files_are_read() {
 }
 
 #[test]
-fn what_is_wrong_is_named_with_its_place() {
-    let server = |line: &str| format!("[[servers]]\n{line}");
+fn what_is_wrong_with_a_server_is_named_with_its_place() {
     for (line, expected) in [
         ("name = 'a'", "`mcp_client.servers[0] (a).command`: a server needs `command` or `url`"),
-        (
-            "name = 'a'\ncommand = 'x'\nurl = 'http://h'",
-            "`mcp_client.servers[0] (a).url`: a server has `command` or `url`, not both",
-        ),
-        (
-            "name = 'a'\nurl = 'http://h'\nargs = ['x']",
-            "`mcp_client.servers[0] (a).args`: belongs to `command`; this server has a `url`",
-        ),
         (
             "name = 'a'\ncommand = 'x'\nauth = { type = 'bearer', token = 't' }",
             "`mcp_client.servers[0] (a).auth`: a child process has none; give it what it needs in `env`",
@@ -187,6 +198,43 @@ fn what_is_wrong_is_named_with_its_place() {
         (
             "name = 'mistralrs'\ncommand = 'x'",
             "`mcp_client.servers[0] (mistralrs).name`: `mistralrs` is the namespace of the native tools",
+        ),
+        (
+            "name = 'a'\ncommand = 'x'\ntool_timeout_seconds = 0",
+            "`mcp_client.servers[0] (a).tool_timeout_seconds`: must be more than 0 and at most 86400 seconds",
+        ),
+        (
+            "name = 'a'\ncommand = 'x'\nmax_concurrent_calls = 0",
+            "`mcp_client.servers[0] (a).max_concurrent_calls`: must be 1 to 4096",
+        ),
+        ("name = 'a'\ncomand = 'x'", "unknown key `servers[0].comand`; did you mean `command`?"),
+        (
+            "name = 'a'\ncommand = 'x'\nprotocol = 'new'",
+            "`servers[0].protocol`: unknown variant `new`, expected one of `auto`, `legacy`, `modern`",
+        ),
+        (
+            "name = 'a'\ncommand = 'x'\n[[servers]]\nname = 'a'\ncommand = 'y'",
+            "`mcp_client.servers[1] (a).name`: `a` is taken by server `a`",
+        ),
+        (
+            "name = 'a'\ncommand = 'x'\n[[servers]]\nname = 'b'\nnamespace = 'a'\ncommand = 'y'",
+            "`mcp_client.servers[1] (b).namespace`: `a` is taken by server `a`",
+        ),
+    ] {
+        check_toml(&format!("[[servers]]\n{line}"), expected);
+    }
+}
+
+#[test]
+fn what_is_wrong_with_an_endpoint_is_named_with_its_place() {
+    for (line, expected) in [
+        (
+            "name = 'a'\ncommand = 'x'\nurl = 'http://h'",
+            "`mcp_client.servers[0] (a).url`: a server has `command` or `url`, not both",
+        ),
+        (
+            "name = 'a'\nurl = 'http://h'\nargs = ['x']",
+            "`mcp_client.servers[0] (a).args`: belongs to `command`; this server has a `url`",
         ),
         (
             "name = 'a'\nurl = 'ftp://h'",
@@ -202,28 +250,127 @@ fn what_is_wrong_is_named_with_its_place() {
             "`mcp_client.servers[0] (a).auth`: `headers` already holds Authorization",
         ),
         (
-            "name = 'a'\ncommand = 'x'\ntool_timeout_seconds = 0",
-            "`mcp_client.servers[0] (a).tool_timeout_seconds`: must be more than 0 and at most 86400 seconds",
+            "name = 'a'\nurl = 'http://h'\nauth = { type = 'bearer', token = 't', scopes = [] }",
+            "`servers[0].auth`: `scopes` belongs to the type `oauth`",
         ),
         (
-            "name = 'a'\ncommand = 'x'\nmax_concurrent_calls = 0",
-            "`mcp_client.servers[0] (a).max_concurrent_calls`: must be 1 to 4096",
-        ),
-        ("name = 'a'\ncomand = 'x'", "unknown key `servers[0].comand`; did you mean `command`?"),
-        (
-            "name = 'a'\nurl = 'http://h'\nauth = { type = 'oauth' }",
-            "`servers[0].auth.type`: unknown variant `oauth`, expected `bearer`",
+            "name = 'a'\nurl = 'http://h'\nauth = { type = 'basic' }",
+            "`servers[0].auth.type`: unknown variant `basic`, expected one of `bearer`, `oauth`, `oauth2`",
         ),
         (
-            "name = 'a'\ncommand = 'x'\n[[servers]]\nname = 'a'\ncommand = 'y'",
-            "`mcp_client.servers[1] (a).name`: `a` is taken by server `a`",
+            "name = 'a'\nurl = 'http://h'\nkeep_alive_seconds = 5",
+            "`mcp_client.servers[0] (a).keep_alive_seconds`: is for the transport `websocket` only",
         ),
         (
-            "name = 'a'\ncommand = 'x'\n[[servers]]\nname = 'b'\nnamespace = 'a'\ncommand = 'y'",
-            "`mcp_client.servers[1] (b).namespace`: `a` is taken by server `a`",
+            "name = 'a'\nurl = 'ws://h'\nkeep_alive_seconds = -1",
+            "`mcp_client.servers[0] (a).keep_alive_seconds`: must be more than 0 and at most 86400 seconds",
         ),
     ] {
-        check_toml(&server(line), expected);
+        check_toml(&format!("[[servers]]\n{line}"), expected);
+    }
+}
+
+#[test]
+fn an_authorization_server_is_read_with_who_we_are_there() {
+    let told = |auth: &str| {
+        let text = format!(
+            "[[servers]]\nname = 'a'\nurl = 'https://h/mcp'\nauth = {{ type = 'oauth', client_id = 'me', {auth} }}"
+        );
+        told_auth(&text)
+    };
+    let who = "client_secret = '$TOKEN'";
+    for (auth, expected) in [
+        (who.to_owned(), "OfUpstream [] None"),
+        (format!("{who}, issuer = 'https://login/realm'"), "Issuer(\"https://login/realm\") [] None"),
+        (
+            format!(
+                "{who}, token_url = 'https://login/token', scopes = ['a', 'b'], token_endpoint_auth_method = 'client_secret_post'"
+            ),
+            "TokenUrl(\"https://login/token\") [\"a\", \"b\"] Some(ClientSecretPost)",
+        ),
+        ("client_secret = ''".to_owned(), "`mcp_client.servers[0] (a).auth.client_secret`: is empty"),
+        ("scopes = []".to_owned(), "`servers[0].auth`: `client_secret` is missing"),
+        (format!("{who}, scopes = 'a'"), "`servers[0].auth.scopes`: invalid type: string \"a\", expected a sequence"),
+        (
+            format!("{who}, token = 't'"),
+            "`servers[0].auth`: `token` belongs to the type `bearer`; with `oauth` it comes from a server",
+        ),
+        (format!("{who}, scope = ['a']"), "unknown key `servers[0].auth.scope`; did you mean `scopes`?"),
+        (format!("{who}, scopes = ['a b']"), "`mcp_client.servers[0] (a).auth.scopes`: `a b` is not one scope"),
+        (
+            format!("{who}, token_url = 'login'"),
+            "`mcp_client.servers[0] (a).auth.token_url`: `login` must begin with http:// or https:// and a host",
+        ),
+        (
+            format!("{who}, issuer = 'https://h', token_url = 'https://h/t'"),
+            "`mcp_client.servers[0] (a).auth.issuer`: `token_url` says already where tokens come from: give one of both",
+        ),
+        (
+            format!("{who}, token_endpoint_auth_method = 'none'"),
+            "`servers[0].auth.token_endpoint_auth_method`: unknown variant `none`, expected `client_secret_basic` or `client_secret_post`",
+        ),
+    ] {
+        assert_eq!(told(&auth), expected, "{auth}");
+    }
+}
+
+/// What became of the first server's `auth`.
+fn told_auth(text: &str) -> String {
+    let environment = |name: &str| (name == "TOKEN").then(|| "s3cret".to_owned());
+    let checked = parse_mcp_config(text, FileFormat::Toml, &environment)
+        .and_then(|section| GatewayConfig::from_sections(Some(section), None));
+    let config = match checked {
+        Ok(config) => config,
+        Err(error) => return error.to_string(),
+    };
+    assert!(!format!("{config:?}").contains("s3cret"), "secrets do not appear in debug output");
+    let TransportConfig::StreamableHttp(http) = &config.upstreams[0].transport else { panic!("{config:?}") };
+    let Some(HttpAuth::OAuth(oauth)) = &http.auth else { panic!("{http:?}") };
+    assert_eq!((oauth.client_id.as_str(), oauth.client_secret.expose()), ("me", "s3cret"));
+    format!("{:?} {:?} {:?}", oauth.server, oauth.scopes, oauth.authentication)
+}
+
+#[test]
+fn an_alias_names_a_tool_of_a_server_and_belongs_to_one() {
+    let told = |aliases: &str| {
+        let servers = "servers = [{ name = 'files', command = 'x' }, { name = 'off', command = 'x', enabled = false }, { name = 'plain', namespace = '', command = 'x' }]";
+        let client = McpClientConfig::from_value(toml::from_str(servers).unwrap()).unwrap();
+        let forwarding = toml::from_str(&format!("namespace_strategy = 'custom'\n[aliases]\n{aliases}")).unwrap();
+        let checked = ToolForwardingConfig::from_value(forwarding)
+            .and_then(|section| GatewayConfig::from_sections(Some(client), Some(section)));
+        checked.map_or_else(|error| error.to_string(), |_| "good".to_owned())
+    };
+    let long = "x".repeat(65);
+    for (aliases, expected) in [
+        ("'files::read' = 'r'\n'off::read' = 'o'\n'echo' = 'e'", "good"),
+        (
+            "'files::read' = 'r'\n'files::write' = 'r'",
+            "`tool_forwarding.aliases.files::write`: `r` is the alias of `files::read` already",
+        ),
+        (
+            "'file::read' = 'r'",
+            "`tool_forwarding.aliases.file::read`: no server has the namespace `file`; did you mean `files::read`?",
+        ),
+        ("'xyz::read' = 'r'", "`tool_forwarding.aliases.xyz::read`: no server has the namespace `xyz`"),
+        ("'files::' = 'r'", "`tool_forwarding.aliases.files::`: names no tool"),
+        ("'mistralrs::generate' = 'r'", "`tool_forwarding.aliases.mistralrs::generate`: native tools keep their names"),
+        (
+            "'files::read' = 'a::b'",
+            "`tool_forwarding.aliases.files::read`: an alias must be 1 to 64 of A-Z a-z 0-9 _ -, got `a::b`",
+        ),
+        (
+            &format!("'files::read' = '{long}'"),
+            &format!(
+                "`tool_forwarding.aliases.files::read`: an alias must be 1 to 64 of A-Z a-z 0-9 _ -, got `{long}`"
+            ),
+        ),
+        ("'files::read' = 1", "`tool_forwarding.aliases.files::read`: invalid type: integer `1`, expected a string"),
+        (
+            "",
+            "`tool_forwarding.namespace_strategy`: `custom` takes names from `[tool_forwarding.aliases]`, which has none",
+        ),
+    ] {
+        assert_eq!(told(aliases), expected, "{aliases}");
     }
 }
 
@@ -245,15 +392,14 @@ fn forwarding_says_what_it_does_not_support_yet() {
         let value: serde_json::Value = toml::from_str(text).unwrap();
         let checked = ToolForwardingConfig::from_value(value)
             .and_then(|section| GatewayConfig::from_sections(None, Some(section)));
-        checked.map_or_else(|error| error.to_string(), |config| format!("{:?}", config.naming))
+        checked.map_or_else(
+            |error| error.to_string(),
+            |config| format!("{:?} {:?}", config.naming.strategy, config.naming.separator),
+        )
     };
     for (text, expected) in [
-        ("", "NamingConfig { strategy: ServerPrefix, separator: Colons }"),
-        ("namespace_strategy = 'flat'\nseparator = '__'", "NamingConfig { strategy: Flat, separator: Underscores }"),
-        (
-            "namespace_strategy = 'custom'",
-            "`tool_forwarding.namespace_strategy`: `custom` (use `server_prefix` or `flat`) is not supported in this version",
-        ),
+        ("", "ServerPrefix Colons"),
+        ("namespace_strategy = 'flat'\nseparator = '__'", "Flat Underscores"),
         (
             "[rate_limit]\ndefault = 100",
             "`tool_forwarding.rate_limit`: a rate limit per tool is not supported in this version",

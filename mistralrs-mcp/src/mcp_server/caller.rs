@@ -35,7 +35,7 @@ pub(super) struct PeerDownstream {
 enum Era {
     /// By requests of ours, while its own runs.
     Legacy,
-    /// Only by results that say what is needed. Log messages if it asked for this level in the request.
+    /// Only by results that say what is needed ([`super::held_calls`]). Log messages if it asked for this level in the request.
     Modern { log_level: Option<u8> },
 }
 
@@ -63,12 +63,18 @@ impl PeerDownstream {
         Self { peer: context.peer.clone(), session, capabilities, era }
     }
 
-    fn answers(&self, question: &ServerRequest) -> bool {
-        match question {
+    /// Whether it said that it can answer `question`.
+    ///
+    /// # Errors
+    /// What its upstream is told if not.
+    pub fn check_able(&self, question: &ServerRequest) -> Result<(), ErrorData> {
+        let is_able = match question {
             ServerRequest::CreateMessageRequest(_) => self.capabilities.sampling.is_some(),
             ServerRequest::ListRootsRequest(_) => self.capabilities.roots.is_some(),
             _ => self.capabilities.elicitation.is_some(),
-        }
+        };
+        let refusal = || ErrorData::invalid_request("the client that made this call cannot answer this", None);
+        if is_able { Ok(()) } else { Err(refusal()) }
     }
 }
 
@@ -83,14 +89,7 @@ impl Downstream for PeerDownstream {
     }
 
     async fn ask(&self, mut question: ServerRequest) -> Result<ClientResult, ErrorData> {
-        if matches!(self.era, Era::Modern { .. }) {
-            let reason = "the client speaks a revision of MCP in which it cannot be asked while its call runs";
-            return Err(ErrorData::internal_error(reason, None));
-        }
-        if !self.answers(&question) {
-            let reason = "the client that made this call cannot answer this";
-            return Err(ErrorData::invalid_request(reason, None));
-        }
+        self.check_able(&question)?;
         // Of the upstream's connection; rmcp puts in which of the client's requests this belongs to.
         *question.extensions_mut() = Extensions::new();
         self.peer.send_request(question).await.map_err(|error| match error {

@@ -6,16 +6,19 @@ use std::sync::Arc;
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, CallToolResponse, ClientRequest, CompleteRequest, CompleteRequestParams,
     CompleteResult, ErrorCode, GetPromptRequest, GetPromptRequestParams, GetPromptResponse, Implementation,
-    ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
-    ReadResourceRequest, ReadResourceRequestParams, ReadResourceResponse, ResultType, ServerCapabilities, ServerConfig,
-    ServerResult, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
+    InputRequiredResult, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult,
+    PaginatedRequestParams, ReadResourceRequest, ReadResourceRequestParams, ReadResourceResponse, ResultType,
+    ServerCapabilities, ServerConfig, ServerResult, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter,
+    Tool, UnsubscribeRequestParams,
 };
 use rmcp::service::{NotificationContext, RequestContext, SubscriptionContext};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
+use tokio_util::sync::CancellationToken;
 
 use super::caller::{PeerDownstream, PeerProgress, SessionState, is_modern};
 use super::downstream_peers::ChangedList;
-use super::questions::forward_with_answers;
+use super::held_calls::{AskingCall, HeldCalls, Stage, subject_of};
+use super::questions::{continuation, forward_with_answers};
 use super::subscriptions::{Sink, Subscriber};
 use super::{answer, to_error_data};
 use crate::downstream::DownstreamId;
@@ -46,29 +49,45 @@ impl GatewayHandler {
         request: impl Into<ClientRequest>,
         context: RequestContext<RoleServer>,
     ) -> Result<ServerResult, GatewayError> {
-        let (request, is_modern) = (request.into(), is_modern(&context));
-        let context = self.call_context(context);
-        let mut result = if is_modern {
-            self.gateway.forward(request, &context).await?
+        let request = request.into();
+        let mut result = if is_modern(&context) {
+            self.forward_and_hold(request, context).await?
         } else {
+            let downstream = PeerDownstream::new(&context, Arc::clone(&self.session));
+            let progress = progress(&context).map(|progress| Arc::new(progress) as Arc<dyn ProgressSink>);
+            let context = CallContext { downstream: Some(Arc::new(downstream)), progress, ..call_context(&context) };
             forward_with_answers(&self.gateway, request, &context).await?
         };
         mark_complete(&mut result);
         Ok(result)
     }
 
-    fn call_context(&self, context: RequestContext<RoleServer>) -> CallContext {
-        let progress = context.meta.get_progress_token().map(|token| {
-            let sink: Arc<dyn ProgressSink> = Arc::new(PeerProgress { peer: context.peer.clone(), token });
-            sink
-        });
-        CallContext {
-            principal: principal(&context),
-            deadline: Gateway::call_deadline(),
-            progress,
-            downstream: Some(Arc::new(PeerDownstream::new(&context, Arc::clone(&self.session)))),
-            meta: context.meta,
-            cancellation: context.ct,
+    /// A client of 2026-07-28 is not asked, but told what its call needs; that is held until the client comes back.
+    async fn forward_and_hold(
+        &self,
+        mut request: ClientRequest,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ServerResult, GatewayError> {
+        let client = PeerDownstream::new(&context, Arc::clone(&self.session));
+        let (progress, left) = (progress(&context), context.ct.clone());
+        let held = self.gateway.held_calls();
+        let mut call = match continuation(&mut request) {
+            Some((answers, Some(state))) if HeldCalls::is_ours(state) => {
+                let (answers, state) = (answers.take().unwrap_or_default(), state.clone());
+                let call = held.resume(&state, &principal(&context), &subject_of(&request), answers)?;
+                call.is_continued_by(client, progress);
+                call
+            }
+            _ => {
+                // What ends it is that it is dropped: this request's own end is not the call's.
+                let context = CallContext { cancellation: CancellationToken::new(), ..call_context(&context) };
+                AskingCall::new(Arc::clone(&self.gateway), request, context, client, progress)
+            }
+        };
+        let stage = left.run_until_cancelled(call.advance()).await.ok_or(GatewayError::Cancelled)?;
+        match stage {
+            Stage::Done(outcome) => *outcome,
+            Stage::Asks(requests) => Ok(InputRequiredResult::new(Some(requests), Some(held.hold(call)?)).into()),
         }
     }
 
@@ -265,6 +284,16 @@ impl ServerHandler for GatewayHandler {
         self.unsubscribe_stream(&subscription, id).await;
         Ok(())
     }
+}
+
+/// Without whom to ask, and where progress goes.
+fn call_context(context: &RequestContext<RoleServer>) -> CallContext {
+    CallContext { meta: context.meta.clone(), cancellation: context.ct.clone(), ..CallContext::new(principal(context)) }
+}
+
+fn progress(context: &RequestContext<RoleServer>) -> Option<PeerProgress> {
+    let token = context.meta.get_progress_token()?;
+    Some(PeerProgress { peer: context.peer.clone(), token })
 }
 
 /// Whoever the server found behind the HTTP request.

@@ -5,6 +5,7 @@ pub(crate) mod caller;
 pub(crate) mod catalog;
 pub(crate) mod downstream_peers;
 pub mod handler;
+pub(crate) mod held_calls;
 pub mod namespace;
 pub(crate) mod native_tools;
 #[cfg_attr(not(feature = "tool-forwarding"), expect(dead_code, reason = "there are no upstreams in this build"))]

@@ -19,7 +19,7 @@ pub fn qualified_name(namespace: &str, tool: &str) -> String {
 /// collision of the hash, which the catalog refuses.
 pub fn safe_name(namespace: &str, tool: &str) -> String {
     let plain = join(namespace, "__", tool);
-    if plain.len() <= MAX_SAFE_LENGTH && plain.chars().all(is_safe) && is_reversible(namespace, &plain) {
+    if is_safe_name(&plain) && is_reversible(namespace, &plain) {
         return plain;
     }
     // Not of the qualified name: `a` with `b` has the one of the empty namespace with `a::b`.
@@ -29,6 +29,11 @@ pub fn safe_name(namespace: &str, tool: &str) -> String {
     safe.push('_');
     safe.push_str(&hash[..HASH_LENGTH]);
     safe
+}
+
+/// Whether every client takes `name` as it is.
+pub fn is_safe_name(name: &str) -> bool {
+    (1..=MAX_SAFE_LENGTH).contains(&name.len()) && name.chars().all(is_safe)
 }
 
 /// `name` without the native namespace in either spelling.

@@ -201,8 +201,8 @@ impl Offers {
 
     fn listed_name(&self, place: usize, name: &str) -> String {
         let namespace = match self.naming.strategy {
-            NamespaceStrategy::ServerPrefix => self.namespaces[place].as_str(),
-            NamespaceStrategy::Flat | NamespaceStrategy::Custom => "",
+            NamespaceStrategy::ServerPrefix | NamespaceStrategy::Custom => self.namespaces[place].as_str(),
+            NamespaceStrategy::Flat => "",
         };
         match self.naming.separator {
             Separator::Colons => qualified_name(namespace, name),
@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn of_two_prompts_with_one_name_the_first_keeps_it_and_neither_is_guessed() {
-        let flat = NamingConfig { strategy: NamespaceStrategy::Flat, separator: Separator::Colons };
+        let flat = NamingConfig { strategy: NamespaceStrategy::Flat, ..NamingConfig::default() };
         for (naming, names, of_bare) in
             [(flat, vec!["p"], Some(0)), (NamingConfig::default(), vec!["a::p", "b::p"], None)]
         {

@@ -49,15 +49,25 @@ async fn put_answers(
     for (key, question) in questions {
         answers.insert(key, ask(downstream, question).await?);
     }
-    let (responses, state) = match request {
-        ClientRequest::CallToolRequest(call) => (&mut call.params.input_responses, &mut call.params.request_state),
-        ClientRequest::GetPromptRequest(get) => (&mut get.params.input_responses, &mut get.params.request_state),
-        ClientRequest::ReadResourceRequest(read) => (&mut read.params.input_responses, &mut read.params.request_state),
-        other => return Err(GatewayError::NotForwarded(other.method().to_owned())),
-    };
+    let method = request.method().to_owned();
+    let (responses, state) = continuation(request).ok_or(GatewayError::NotForwarded(method))?;
     *responses = Some(InputResponses::from(answers));
     *state = needed.request_state;
     Ok(())
+}
+
+/// Where a request has answers to what it needed, and the state that they belong to.
+pub(super) fn continuation(request: &mut ClientRequest) -> Option<(&mut Option<InputResponses>, &mut Option<String>)> {
+    match request {
+        ClientRequest::CallToolRequest(call) => {
+            Some((&mut call.params.input_responses, &mut call.params.request_state))
+        }
+        ClientRequest::GetPromptRequest(get) => Some((&mut get.params.input_responses, &mut get.params.request_state)),
+        ClientRequest::ReadResourceRequest(read) => {
+            Some((&mut read.params.input_responses, &mut read.params.request_state))
+        }
+        _ => None,
+    }
 }
 
 async fn ask(downstream: &dyn Downstream, question: InputRequest) -> Result<serde_json::Value, GatewayError> {

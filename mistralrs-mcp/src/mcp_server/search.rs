@@ -34,6 +34,8 @@ struct Posting {
 /// What a tool is found by.
 pub(crate) struct Document<'a> {
     pub name: &'a str,
+    /// What else it is called.
+    pub alias: Option<&'a str>,
     pub description: &'a str,
     pub arguments: Vec<&'a str>,
 }
@@ -46,7 +48,8 @@ impl ToolIndex {
         for (document, text) in documents.into_iter().enumerate() {
             let mut weights: HashMap<String, f32> = HashMap::new();
             let rest = text.arguments.iter().copied().chain([text.description]);
-            let parts = [(text.name, NAME_WEIGHT)].into_iter().chain(rest.map(|part| (part, 1.0)));
+            let names = text.alias.into_iter().chain([text.name]).map(|name| (name, NAME_WEIGHT));
+            let parts = names.chain(rest.map(|part| (part, 1.0)));
             for (part, weight) in parts {
                 for word in words_of(part) {
                     *weights.entry(word).or_default() += weight;
@@ -146,6 +149,7 @@ mod tests {
     fn index() -> ToolIndex {
         let documents = TOOLS.iter().map(|(name, description, arguments)| Document {
             name,
+            alias: None,
             description,
             arguments: arguments.to_vec(),
         });
@@ -189,6 +193,7 @@ mod tests {
         let names: Vec<String> = (0..2048).map(|n| format!("server{}::do_thing_{n}", n % 20)).collect();
         let documents = names.iter().map(|name| Document {
             name,
+            alias: None,
             description: "Does a thing to another thing, in one of several ways that are described here at some length.",
             arguments: vec!["first", "second"],
         });

@@ -49,7 +49,7 @@ impl ToolForwarder {
     /// are never given to an upstream's tool.
     pub async fn start(config: GatewayConfig, native: HashSet<String>, metrics: GatewayMetrics) -> Self {
         let shared = Arc::new(Shared {
-            catalog: Catalog::new(&config.upstreams, config.naming, native, metrics.clone()),
+            catalog: Catalog::new(&config.upstreams, config.naming.clone(), native, metrics.clone()),
             offers: Offers::new(&config.upstreams, config.naming),
             subscriptions: Arc::new(Subscriptions::new()),
         });

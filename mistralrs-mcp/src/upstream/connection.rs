@@ -18,8 +18,8 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Error as WebSocketError;
 use tokio_util::sync::CancellationToken;
 
+use super::credentials::HttpError;
 use super::events::UpstreamEvents;
-use super::streamable_http::HttpError;
 use super::tap::{CallEvent, CallTicket, ConnectionState, Question};
 use crate::config::{UpstreamConfig, UpstreamId};
 use crate::downstream::Downstream;
@@ -183,23 +183,24 @@ fn judge(error: &DynamicTransportError) -> SendFailure {
     if error.error.is::<std::io::Error>() {
         return SendFailure::NotBegun;
     }
-    if let Some(error) = error.error.downcast_ref::<reqwest::Error>() {
-        return match error.status() {
-            Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => SendFailure::Refused,
-            _ if error.is_connect() => SendFailure::NotBegun,
-            _ => SendFailure::Unknown,
-        };
-    }
     if let Some(WebSocketError::ConnectionClosed | WebSocketError::AlreadyClosed) = error.error.downcast_ref() {
         return SendFailure::NotBegun;
     }
     match error.error.downcast_ref::<HttpError>() {
-        Some(StreamableHttpError::Client(error)) if error.is_connect() => SendFailure::NotBegun,
+        Some(StreamableHttpError::Client(error)) => match error.status() {
+            Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => SendFailure::Refused,
+            _ if error.is_connect() => SendFailure::NotBegun,
+            _ => SendFailure::Unknown,
+        },
         // rmcp has opened a new session already, or could not.
         Some(StreamableHttpError::SessionExpired | StreamableHttpError::ReinitializationFailed(_)) => {
             SendFailure::NotBegun
         }
-        Some(StreamableHttpError::AuthRequired(_) | StreamableHttpError::InsufficientScope(_)) => SendFailure::Refused,
+        Some(
+            StreamableHttpError::Auth(_)
+            | StreamableHttpError::AuthRequired(_)
+            | StreamableHttpError::InsufficientScope(_),
+        ) => SendFailure::Refused,
         _ => SendFailure::Unknown,
     }
 }

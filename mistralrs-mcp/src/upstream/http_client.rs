@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::Uri;
 
-use crate::config::{HttpConfig, UpstreamConfig};
+use crate::config::UpstreamConfig;
 
 /// An idle connection is kept for the next call; servers commonly close theirs after 60 to 120 seconds.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(55);
@@ -13,8 +13,8 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 /// Of one message, and so of one result: as much as a line of a child's stdout may have.
 pub(super) const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 
-/// A client with the upstream's limits.
-pub(super) fn builder(upstream: &UpstreamConfig, config: &HttpConfig) -> reqwest::ClientBuilder {
+/// A client with the upstream's limits, for `url`.
+pub(super) fn builder(upstream: &UpstreamConfig, url: &str) -> reqwest::ClientBuilder {
     let client = reqwest::Client::builder()
         .connect_timeout(upstream.connect_timeout)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
@@ -22,19 +22,11 @@ pub(super) fn builder(upstream: &UpstreamConfig, config: &HttpConfig) -> reqwest
         .tcp_keepalive(TCP_KEEPALIVE)
         .user_agent(concat!("mistralrs-server/", env!("CARGO_PKG_VERSION")));
     // A proxy that the environment names is for what lies outside this machine.
-    if is_loopback(&config.url) { client.no_proxy() } else { client }
+    if is_loopback(url) { client.no_proxy() } else { client }
 }
 
-/// `request` with the upstream's own headers and credentials.
-pub(super) fn authorized(request: reqwest::RequestBuilder, config: &HttpConfig) -> reqwest::RequestBuilder {
-    let request = request.headers(config.headers.clone());
-    match &config.bearer_token {
-        Some(token) => request.bearer_auth(token.expose()),
-        None => request,
-    }
-}
-
-fn is_loopback(url: &str) -> bool {
+/// Whether it lies on this machine.
+pub(super) fn is_loopback(url: &str) -> bool {
     let Some(host) = url.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)) else { return false };
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())

@@ -13,9 +13,10 @@ use rmcp::transport::common::client_side_sse::BoxedSseResponse;
 use rmcp::transport::streamable_http_client::StreamableHttpClient;
 
 use super::connection::root_cause;
-use super::http_client::{MAX_MESSAGE_BYTES, authorized, builder};
+use super::credentials::{Credentials, HttpError, send};
+use super::http_client::{MAX_MESSAGE_BYTES, builder};
 use super::streamable_http::headers;
-use crate::config::{HttpConfig, Secret, UpstreamConfig, UpstreamId};
+use crate::config::{HttpConfig, UpstreamConfig, UpstreamId};
 
 /// Events before the one that names the endpoint; more is another kind of stream.
 const MAX_EVENTS_BEFORE_ENDPOINT: usize = 16;
@@ -25,6 +26,7 @@ pub(super) struct SseTransport {
     upstream: UpstreamId,
     client: reqwest::Client,
     config: HttpConfig,
+    credentials: Credentials,
     endpoint: Url,
     /// `None` once it was closed.
     events: Option<BoxedSseResponse>,
@@ -34,14 +36,21 @@ pub(super) struct SseTransport {
 ///
 /// # Errors
 /// A sentence: there is no stream, or no endpoint that messages may be sent to.
-pub(super) async fn connect(upstream: &UpstreamConfig, config: &HttpConfig) -> Result<SseTransport, String> {
-    let client = builder(upstream, config).build().map_err(|error| root_cause(&error))?;
-    let token = config.bearer_token.as_ref().map(Secret::expose).map(str::to_owned);
-    let (url, headers) = (Arc::from(config.url.as_str()), headers(config));
-    let events = client.get_stream_with_max_sse_event_size(url, None, None, token, headers, MAX_MESSAGE_BYTES).await;
-    let mut events = events.map_err(|error| root_cause(&error))?;
+pub(super) async fn connect(
+    upstream: &UpstreamConfig,
+    config: &HttpConfig,
+    credentials: Credentials,
+) -> Result<SseTransport, String> {
+    let client = builder(upstream, &config.url).build().map_err(|error| root_cause(&error))?;
+    let url = Arc::<str>::from(config.url.as_str());
+    let get = |token| {
+        let (url, headers) = (Arc::clone(&url), headers(config));
+        client.get_stream_with_max_sse_event_size(url, None, None, token, headers, MAX_MESSAGE_BYTES)
+    };
+    let mut events = credentials.apply(get).await.map_err(|error| root_cause(&error))?;
     let endpoint = endpoint(&config.url, &mut events).await?;
-    Ok(SseTransport { upstream: upstream.id.clone(), client, config: config.clone(), endpoint, events: Some(events) })
+    let (upstream, config) = (upstream.id.clone(), config.clone());
+    Ok(SseTransport { upstream, client, config, credentials, endpoint, events: Some(events) })
 }
 
 async fn endpoint(url: &str, events: &mut BoxedSseResponse) -> Result<Url, String> {
@@ -66,16 +75,18 @@ fn resolve(url: &str, endpoint: &str) -> Result<Url, String> {
 }
 
 impl Transport<RoleClient> for SseTransport {
-    type Error = reqwest::Error;
+    type Error = HttpError;
 
     fn send(
         &mut self,
         message: TxJsonRpcMessage<RoleClient>,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send + 'static {
-        let request = authorized(self.client.post(self.endpoint.clone()), &self.config).json(&message);
+        let (client, endpoint, config) = (self.client.clone(), self.endpoint.clone(), self.config.clone());
+        let credentials = self.credentials.clone();
         async move {
+            let post = |token| send(client.post(endpoint.clone()).json(&message), &config, token);
             // The answer proper comes by the stream.
-            request.send().await?.error_for_status()?;
+            credentials.apply(post).await?;
             Ok(())
         }
     }

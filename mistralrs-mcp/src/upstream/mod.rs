@@ -3,11 +3,13 @@
 //! A supervisor task owns each connection; callers read which one is live, and wake it when there is none.
 
 mod connection;
+mod credentials;
 mod events;
 mod http_client;
 mod legacy_sse;
 mod listening;
 mod listing;
+mod oauth;
 mod stderr;
 mod stdio;
 mod streamable_http;
@@ -23,6 +25,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout_at;
 
 use connection::Connection;
+use credentials::Credentials;
 pub(crate) use supervisor::Supervisor;
 
 use crate::config::{UpstreamConfig, UpstreamId};
@@ -52,6 +55,7 @@ pub(crate) struct Upstream {
     /// A call found no connection.
     wanted: Notify,
     permits: Semaphore,
+    credentials: Credentials,
     metrics: UpstreamMetrics,
 }
 
@@ -73,7 +77,9 @@ impl Upstream {
     /// Not connected yet: that is its supervisor's work.
     pub fn new(config: UpstreamConfig, metrics: UpstreamMetrics) -> Arc<Self> {
         let permits = Semaphore::new(config.max_concurrent_calls);
-        Arc::new(Self { config, link: watch::Sender::new(Link::Connecting), wanted: Notify::new(), permits, metrics })
+        let (link, wanted, credentials) =
+            (watch::Sender::new(Link::Connecting), Notify::new(), Credentials::new(&config));
+        Arc::new(Self { config, link, wanted, permits, credentials, metrics })
     }
 
     /// How it stands at this moment.

@@ -13,6 +13,7 @@ use rmcp::transport::streamable_http_client::{
     StreamableHttpClient, StreamableHttpClientTransportConfig, StreamableHttpError, StreamableHttpPostResponse,
 };
 
+use super::credentials::{Credentials, HttpError};
 use super::http_client::{MAX_MESSAGE_BYTES, builder};
 use crate::config::{HttpConfig, UpstreamConfig};
 
@@ -21,9 +22,6 @@ const MAX_STREAM_RETRY_DELAY: Duration = Duration::from_secs(30);
 /// Codes that servers answer an unknown session with.
 const SESSION_ERROR_CODES: [i32; 3] = [-32000, -32001, -32600];
 
-/// What a request through [`SessionAwareClient`] fails with.
-pub(super) type HttpError = StreamableHttpError<reqwest::Error>;
-
 /// The transport, before anything is sent.
 ///
 /// # Errors
@@ -31,8 +29,9 @@ pub(super) type HttpError = StreamableHttpError<reqwest::Error>;
 pub(super) fn transport(
     upstream: &UpstreamConfig,
     config: &HttpConfig,
+    credentials: Credentials,
 ) -> Result<StreamableHttpClientTransport<SessionAwareClient>, reqwest::Error> {
-    let client = builder(upstream, config).build()?;
+    let client = builder(upstream, &config.url).build()?;
     let mut retry = ExponentialBackoff::default();
     retry.max_delay = Some(MAX_STREAM_RETRY_DELAY);
 
@@ -43,10 +42,7 @@ pub(super) fn transport(
         .custom_headers(headers(config));
     settings.channel_buffer_capacity = upstream.max_concurrent_calls;
     settings.retry_config = Arc::new(retry);
-    if let Some(token) = &config.bearer_token {
-        settings = settings.auth_header(token.expose());
-    }
-    Ok(StreamableHttpClientTransport::with_client(SessionAwareClient(client), settings))
+    Ok(StreamableHttpClientTransport::with_client(SessionAwareClient { client, credentials }, settings))
 }
 
 /// The upstream's own headers, as rmcp takes them.
@@ -62,9 +58,13 @@ fn without_url(error: HttpError) -> HttpError {
     }
 }
 
-/// reqwest, and the knowledge that many servers say "unknown session" with 400 where the specification has 404.
+/// reqwest with our credentials, and the knowledge that many servers say "unknown session" with 400 where the
+/// specification has 404.
 #[derive(Clone)]
-pub(super) struct SessionAwareClient(reqwest::Client);
+pub(super) struct SessionAwareClient {
+    client: reqwest::Client,
+    credentials: Credentials,
+}
 
 impl StreamableHttpClient for SessionAwareClient {
     type Error = reqwest::Error;
@@ -93,22 +93,24 @@ impl StreamableHttpClient for SessionAwareClient {
         uri: Arc<str>,
         message: ClientJsonRpcMessage,
         session_id: Option<Arc<str>>,
-        auth_header: Option<String>,
+        _auth_header: Option<String>,
         custom_headers: HashMap<HeaderName, HeaderValue>,
         max_sse_event_size: usize,
     ) -> Result<StreamableHttpPostResponse, HttpError> {
         let has_session = session_id.is_some();
-        let answer = self
-            .0
-            .post_message_with_max_sse_event_size(
+        let post = |token| {
+            let (uri, message, session_id) = (Arc::clone(&uri), message.clone(), session_id.clone());
+            let headers = custom_headers.clone();
+            self.client.post_message_with_max_sse_event_size(
                 uri,
                 message,
                 session_id,
-                auth_header,
-                custom_headers,
+                token,
+                headers,
                 max_sse_event_size,
             )
-            .await;
+        };
+        let answer = self.credentials.apply(post).await;
         match answer {
             Ok(StreamableHttpPostResponse::Json(ServerJsonRpcMessage::Error(answer), _))
                 if has_session && is_unknown_session(&answer.error) =>
@@ -128,10 +130,13 @@ impl StreamableHttpClient for SessionAwareClient {
         &self,
         uri: Arc<str>,
         session_id: Arc<str>,
-        auth_header: Option<String>,
+        _auth_header: Option<String>,
         custom_headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<(), HttpError> {
-        self.0.delete_session(uri, session_id, auth_header, custom_headers).await.map_err(without_url)
+        let delete = |token| {
+            self.client.delete_session(Arc::clone(&uri), Arc::clone(&session_id), token, custom_headers.clone())
+        };
+        self.credentials.apply(delete).await.map_err(without_url)
     }
 
     async fn get_stream(
@@ -142,8 +147,15 @@ impl StreamableHttpClient for SessionAwareClient {
         auth_header: Option<String>,
         custom_headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<BoxedSseResponse, HttpError> {
-        let answer = self.0.get_stream(uri, session_id, last_event_id, auth_header, custom_headers).await;
-        answer.map_err(without_url)
+        self.get_stream_with_max_sse_event_size(
+            uri,
+            session_id,
+            last_event_id,
+            auth_header,
+            custom_headers,
+            MAX_MESSAGE_BYTES,
+        )
+        .await
     }
 
     async fn get_stream_with_max_sse_event_size(
@@ -151,22 +163,24 @@ impl StreamableHttpClient for SessionAwareClient {
         uri: Arc<str>,
         session_id: Option<Arc<str>>,
         last_event_id: Option<String>,
-        auth_header: Option<String>,
+        _auth_header: Option<String>,
         custom_headers: HashMap<HeaderName, HeaderValue>,
         max_sse_event_size: usize,
     ) -> Result<BoxedSseResponse, HttpError> {
         let is_resumption = last_event_id.is_some();
-        let answer = self
-            .0
-            .get_stream_with_max_sse_event_size(
+        let get = |token| {
+            let (uri, session_id, last_event_id) = (Arc::clone(&uri), session_id.clone(), last_event_id.clone());
+            let headers = custom_headers.clone();
+            self.client.get_stream_with_max_sse_event_size(
                 uri,
                 session_id,
                 last_event_id,
-                auth_header,
-                custom_headers,
+                token,
+                headers,
                 max_sse_event_size,
             )
-            .await;
+        };
+        let answer = self.credentials.apply(get).await;
         match answer {
             Err(StreamableHttpError::Client(error)) if is_resumption && cannot_resume(&error) => {
                 tracing::debug!(error = %error.without_url(), "a stream that broke off cannot be resumed");

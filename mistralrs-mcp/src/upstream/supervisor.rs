@@ -14,13 +14,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::{Connection, OpenConnection, root_cause};
+use super::credentials::HttpError;
 use super::events::UpstreamEvents;
 use super::listening::Listener;
 use super::stderr::LastWords;
-use super::streamable_http::HttpError;
 use super::tap::{ConnectionState, TappedTransport};
 use super::{Link, Shared, Upstream, legacy_sse, stderr, stdio, streamable_http, websocket};
-use crate::config::{StdioConfig, TransportConfig};
+use crate::config::{ProtocolEra, StdioConfig, TransportConfig};
 use crate::error::GatewayError;
 use crate::metrics::Opened;
 use crate::reliability::ReconnectPace;
@@ -45,18 +45,8 @@ pub(crate) struct Supervisor {
     closing: TaskTracker,
     pace: ReconnectPace,
     opened: Opened,
-    /// Found out once: a server does not change what it speaks between two connections.
-    speaks: Era,
-}
-
-/// Which of the protocol's eras an upstream speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Era {
-    Unknown,
-    /// With a handshake.
-    Legacy,
-    /// 2026-07-28 and newer.
-    Modern,
+    /// Configured, or found out once: a server does not change what it speaks between two connections.
+    speaks: ProtocolEra,
 }
 
 /// A connection that has shaken hands and listed its tools.
@@ -83,16 +73,8 @@ impl Supervisor {
         shutdown: CancellationToken,
         closing: TaskTracker,
     ) -> Self {
-        Self {
-            upstream,
-            place,
-            shared,
-            shutdown,
-            closing,
-            pace: ReconnectPace::default(),
-            opened: Opened::First,
-            speaks: Era::Unknown,
-        }
+        let (speaks, pace) = (upstream.config.protocol, ReconnectPace::default());
+        Self { upstream, place, shared, shutdown, closing, pace, opened: Opened::First, speaks }
     }
 
     /// Until shutdown.
@@ -180,12 +162,12 @@ impl Supervisor {
         let last_words = LastWords::default();
         let discover = || ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::LATEST] };
         let attempt = async {
-            if self.speaks == Era::Modern {
+            if self.speaks == ProtocolEra::Modern {
                 return self.attempt(discover(), &last_words).await;
             }
             match self.attempt(ClientLifecycleMode::Initialize, &last_words).await {
                 // If it does not know that one either, the first refusal says more.
-                Err(ConnectFailure::Refused(reason)) if self.speaks == Era::Unknown => {
+                Err(ConnectFailure::Refused(reason)) if self.speaks == ProtocolEra::Auto => {
                     let second = self.attempt(discover(), &last_words).await;
                     second.map_err(|_| ConnectFailure::Reason(reason))
                 }
@@ -195,7 +177,8 @@ impl Supervisor {
         let limit = self.upstream.config.connect_timeout;
         let reason = match timeout(limit, attempt).await {
             Ok(Ok(established)) => {
-                self.speaks = if established.connection.is_modern() { Era::Modern } else { Era::Legacy };
+                let is_modern = established.connection.is_modern();
+                self.speaks = if is_modern { ProtocolEra::Modern } else { ProtocolEra::Legacy };
                 return Ok(established);
             }
             Ok(Err(ConnectFailure::Reason(reason) | ConnectFailure::Refused(reason))) => reason,
@@ -212,19 +195,20 @@ impl Supervisor {
         lifecycle: ClientLifecycleMode,
         last_words: &LastWords,
     ) -> Result<Established, ConnectFailure> {
+        let credentials = self.upstream.credentials.clone();
         match &self.upstream.config.transport {
             TransportConfig::Stdio(config) => self.attempt_stdio(config, lifecycle, last_words).await,
             TransportConfig::StreamableHttp(config) => {
-                let transport = streamable_http::transport(&self.upstream.config, config)
+                let transport = streamable_http::transport(&self.upstream.config, config, credentials)
                     .map_err(|error| ConnectFailure::Reason(root_cause(&error)))?;
                 self.establish(transport, lifecycle).await
             }
             TransportConfig::LegacySse(config) => {
-                let transport = legacy_sse::connect(&self.upstream.config, config).await;
+                let transport = legacy_sse::connect(&self.upstream.config, config, credentials).await;
                 self.establish(transport.map_err(ConnectFailure::Reason)?, lifecycle).await
             }
             TransportConfig::WebSocket(config) => {
-                let transport = websocket::connect(&self.upstream.config, config).await;
+                let transport = websocket::connect(&self.upstream.config, config, &credentials).await;
                 self.establish(transport.map_err(ConnectFailure::Reason)?, lifecycle).await
             }
         }

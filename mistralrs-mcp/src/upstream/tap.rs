@@ -71,7 +71,15 @@ pub(super) struct TappedTransport<T> {
     upstream: UpstreamId,
     state: Arc<ConnectionState>,
     /// The calls that run. Only rmcp's loop, which owns this, touches it.
-    calls: HashMap<RequestId, (Option<ProgressToken>, CallRoute)>,
+    calls: HashMap<RequestId, RunningCall>,
+    num_begun: u64,
+}
+
+struct RunningCall {
+    /// How many began before it.
+    number: u64,
+    progress_token: Option<ProgressToken>,
+    route: CallRoute,
 }
 
 impl CallRoute {
@@ -119,16 +127,18 @@ impl ConnectionState {
 
 impl<T> TappedTransport<T> {
     pub fn new(inner: T, upstream: UpstreamId, state: Arc<ConnectionState>) -> Self {
-        Self { inner, upstream, state, calls: HashMap::new() }
+        Self { inner, upstream, state, calls: HashMap::new(), num_begun: 0 }
     }
 
     fn note_request(&mut self, message: &TxJsonRpcMessage<RoleClient>) -> Option<CallTicket> {
         let JsonRpcMessage::Request(request) = message else { return None };
         let ticket = request.request.extensions().get::<CallTicket>()?.clone();
         // Calls end by dropping their receiver; as many routes stay as calls run.
-        self.calls.retain(|_, (_, route)| !route.events.is_closed());
-        let token = request.request.get_meta().get_progress_token();
-        self.calls.insert(request.id.clone(), (token, ticket.route.clone()));
+        self.calls.retain(|_, call| !call.route.events.is_closed());
+        let (number, route) = (self.num_begun, ticket.route.clone());
+        let progress_token = request.request.get_meta().get_progress_token();
+        self.calls.insert(request.id.clone(), RunningCall { number, progress_token, route });
+        self.num_begun += 1;
         Some(ticket)
     }
 
@@ -155,9 +165,9 @@ impl<T> TappedTransport<T> {
 
     fn pass_progress(&self, report: ProgressNotificationParam) {
         let token = Some(&report.progress_token);
-        let Some((_, route)) = self.calls.values().find(|(known, _)| known.as_ref() == token) else { return };
+        let Some(call) = self.calls.values().find(|call| call.progress_token.as_ref() == token) else { return };
         let update = ProgressUpdate { progress: report.progress, total: report.total, message: report.message };
-        if route.events.try_send(CallEvent::Progress(update)).is_err() {
+        if call.route.events.try_send(CallEvent::Progress(update)).is_err() {
             tracing::debug!(upstream = %self.upstream, "a progress report was dropped: its reader is slow or gone");
         }
     }
@@ -176,16 +186,16 @@ impl<T> TappedTransport<T> {
     /// By the stream that the question came on; where transports have none, by there being only one client.
     fn route_of(&self, request: &JsonRpcRequest<ServerRequest>) -> Option<CallRoute> {
         match request.request.extensions().get::<InboundStreamOrigin>() {
-            Some(InboundStreamOrigin::OutboundRequest(id)) => self.calls.get(id).map(|(_, route)| route.clone()),
+            Some(InboundStreamOrigin::OutboundRequest(id)) => self.calls.get(id).map(|call| call.route.clone()),
             Some(InboundStreamOrigin::Unassociated) | None => self.only_caller().cloned(),
         }
     }
 
-    /// Of the calls that run, any one, if all are of one client.
+    /// Of the calls that run the newest, if all are of one client: an older one may be held, and is not looked after then.
     fn only_caller(&self) -> Option<&CallRoute> {
-        let mut live = self.calls.values().map(|(_, route)| route).filter(|route| !route.events.is_closed());
-        let first = live.next()?;
-        (first.caller.is_some() && live.all(|route| route.caller == first.caller)).then_some(first)
+        let live = || self.calls.values().filter(|call| !call.route.events.is_closed());
+        let newest = &live().max_by_key(|call| call.number)?.route;
+        (newest.caller.is_some() && live().all(|call| call.route.caller == newest.caller)).then_some(newest)
     }
 }
 

@@ -247,6 +247,94 @@ async fn a_newer_upstreams_needs_are_asked_of_an_older_client() {
     gateway.shutdown().await;
 }
 
+/// A call of 2026-07-28 by a client that has `capabilities`.
+fn modern_call(tool: &str, arguments: &Value, capabilities: &Value) -> Value {
+    json!({"name": format!("docs::{tool}"), "arguments": arguments, "_meta": meta(capabilities)})
+}
+
+/// The key of the one question in `needed`, and `params` with its state and `answer`.
+fn with_answer(params: &Value, needed: &Value, answer: &Value) -> Value {
+    assert_eq!(needed["result"]["resultType"], "input_required", "{needed}");
+    let questions = needed["result"]["inputRequests"].as_object().unwrap();
+    let key = questions.keys().next().unwrap();
+    let mut params = params.clone();
+    params["requestState"] = needed["result"]["requestState"].clone();
+    params["inputResponses"] = json!({key: answer});
+    params
+}
+
+#[tokio::test]
+async fn an_older_upstreams_question_is_a_newer_clients_result_and_its_answer_continues_the_call() {
+    let gateway = gateway("legacy").await;
+    let mut client = Downstream::open(&gateway);
+    let params = modern_call("test_sampling", &json!({"prompt": "why?"}), &json!({"sampling": {}}));
+    let needed = client.request("tools/call", params.clone()).await;
+    let said = json!({"role": "assistant", "content": {"type": "text", "text": "because"}, "model": "m"});
+    let good = with_answer(&params, &needed, &said);
+    let questions = &needed["result"]["inputRequests"];
+    let question = questions.as_object().unwrap().values().next().unwrap();
+    assert_eq!(question["method"], "sampling/createMessage");
+    assert_eq!(question["params"]["messages"][0]["content"]["text"], "why?");
+
+    // What cannot be read, and what is another call's, leaves it waiting; a forged state is nobody's.
+    let unreadable = with_answer(&params, &needed, &json!({"role": 1}));
+    let mut of_another = good.clone();
+    of_another["name"] = json!("docs::test_elicitation");
+    let mut forged = good.clone();
+    forged["requestState"] = json!("mistralrs-held-00000000-0000-4000-8000-000000000000");
+    for wrong in [unreadable, of_another, forged] {
+        let refused = client.request("tools/call", wrong).await;
+        assert_eq!(refused["error"]["code"], -32602, "{refused}");
+    }
+    // Without the answer it is asked for again, under a state of its own.
+    let mut unanswered = good.clone();
+    unanswered["inputResponses"] = json!({"something": {"else": 1}});
+    let again = client.request("tools/call", unanswered).await;
+    assert_eq!(again["result"]["inputRequests"], *questions, "{again}");
+    let refused = client.request("tools/call", good).await;
+    assert_eq!(refused["error"]["code"], -32602, "the first state is used up: {refused}");
+
+    let good = with_answer(&params, &again, &said);
+    let done = client.request("tools/call", good.clone()).await;
+    assert_eq!(done["result"]["content"][0]["text"], "LLM response: because", "{done}");
+    assert_eq!(done["result"]["resultType"], "complete", "{done}");
+    let refused = client.request("tools/call", good).await;
+    assert_eq!(refused["error"]["code"], -32602, "{refused}");
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_newer_client_that_cannot_answer_is_not_asked_by_an_older_upstream() {
+    let gateway = gateway("legacy").await;
+    let mut client = Downstream::open(&gateway);
+    let params = modern_call("test_sampling", &json!({"prompt": "why?"}), &json!({"elicitation": {}}));
+    let refused = client.request("tools/call", params).await;
+    assert!(refused["error"]["message"].as_str().unwrap().contains("cannot answer"), "{refused}");
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_one_client_are_continued_in_any_order_and_have_a_limit() {
+    let gateway = gateway("legacy").await;
+    let mut client = Downstream::open(&gateway);
+    let call = |n: usize| modern_call("test_sampling", &json!({"prompt": format!("{n}?")}), &json!({"sampling": {}}));
+    let mut waiting = Vec::new();
+    for n in 0..32 {
+        let needed = client.request("tools/call", call(n)).await;
+        let said = json!({"role": "assistant", "content": {"type": "text", "text": n.to_string()}, "model": "m"});
+        waiting.push((n, with_answer(&call(n), &needed, &said)));
+    }
+    let one_more = client.request("tools/call", call(32)).await;
+    assert_eq!(one_more["result"]["isError"], true, "{one_more}");
+    for (n, answered) in waiting.into_iter().rev() {
+        let done = client.request("tools/call", answered).await;
+        assert_eq!(done["result"]["content"][0]["text"], format!("LLM response: {n}"), "{done}");
+    }
+    // Given up with the gateway, too.
+    client.request("tools/call", call(33)).await;
+    gateway.shutdown().await;
+}
+
 #[tokio::test]
 async fn an_upstream_that_reads_capabilities_gets_those_of_the_caller() {
     let gateway = gateway("modern").await;

@@ -1,15 +1,17 @@
 //! Upstreams that speak the transport of 2024-11-05, or WebSocket.
 
-use mistralrs_mcp::config::{HttpConfig, TransportConfig, UpstreamConfig};
+use std::time::Duration;
+
+use mistralrs_mcp::config::{HttpAuth, HttpConfig, Secret, TransportConfig, UpstreamConfig};
 use serde_json::json;
 
-use super::support::url_upstreams::UrlUpstream;
+use super::support::url_upstreams::{Relay, UrlUpstream};
 use super::support::{self, Setup, eventually};
 
 fn sse(upstream: &UrlUpstream, token: &str) -> UpstreamConfig {
     let mut config = url(format!("http://{}/sse", upstream.address()), TransportConfig::LegacySse);
     if let TransportConfig::LegacySse(http) = &mut config.transport {
-        http.bearer_token = Some(mistralrs_mcp::config::Secret::new(token));
+        http.auth = Some(HttpAuth::Bearer(Secret::new(token)));
     }
     config
 }
@@ -19,7 +21,7 @@ fn web_socket(upstream: &UrlUpstream) -> UpstreamConfig {
 }
 
 fn url(url: String, transport: fn(HttpConfig) -> TransportConfig) -> UpstreamConfig {
-    UpstreamConfig::new("web", transport(HttpConfig { url, headers: http::HeaderMap::new(), bearer_token: None }))
+    UpstreamConfig::new("web", transport(HttpConfig { url, headers: http::HeaderMap::new(), auth: None }))
 }
 
 #[tokio::test]
@@ -69,4 +71,24 @@ async fn what_answers_is_not_taken_for_what_it_is_not() {
         assert_eq!(gateway.call_text("works::echo", json!({"a": 1})).await, r#"{"a": 1}"#);
         gateway.shutdown().await;
     }
+}
+
+#[tokio::test]
+async fn a_web_socket_that_fell_silent_is_noticed_and_opened_again() {
+    let frames = UrlUpstream::start_web_socket().await;
+    let relay = Relay::start(frames.address()).await;
+    let mut config = url(format!("ws://{}/", relay.address()), TransportConfig::WebSocket);
+    config.keep_alive = Duration::from_millis(200);
+    let gateway = Setup::new().with(config).start().await;
+    assert_eq!(gateway.call_text("web::hello", json!({"name": "ada"})).await, "hello ada");
+    // Idle for long, and answering pings.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(gateway.metrics().contains("mistralrs_upstream_up{upstream=\"web\"} 1"));
+    assert!(!gateway.metrics().contains("mistralrs_upstream_restarts_total{upstream=\"web\"} 1"));
+    // Nothing passes any more, and neither side hears of it.
+    relay.freeze();
+    eventually("the gateway noticed", || gateway.metrics().contains("mistralrs_upstream_up{upstream=\"web\"} 0")).await;
+    assert_eq!(gateway.call_text("web::hello", json!({"name": "ada"})).await, "hello ada");
+    assert!(gateway.metrics().contains("mistralrs_upstream_restarts_total{upstream=\"web\"} 1"));
+    gateway.shutdown().await;
 }

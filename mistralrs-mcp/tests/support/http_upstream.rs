@@ -19,10 +19,12 @@ use mistralrs_mcp::rmcp::service::RequestContext;
 use mistralrs_mcp::rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use mistralrs_mcp::rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use mistralrs_mcp::rmcp::{ErrorData, RoleServer, ServerHandler};
+use mistralrs_telemetry::Mutex;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::authorization_server::AuthorizationServer;
 use super::object;
 
 pub struct HttpUpstream {
@@ -34,9 +36,20 @@ pub struct HttpUpstream {
 
 /// In front of the server: checks the key, and forgets sessions on demand.
 struct Gate {
-    authorization: &'static str,
+    lock: Lock,
+    address: SocketAddr,
+    /// What each client began with.
+    beginnings: Mutex<Vec<String>>,
     /// The next request with a session is answered with this status; 0: none is.
     forget_with: AtomicU16,
+}
+
+/// Who may come in.
+enum Lock {
+    /// Who shows this; empty: anybody.
+    Key(&'static str),
+    /// Who shows a good token of this server, which it names to others.
+    Tokens(AuthorizationServer),
 }
 
 impl HttpUpstream {
@@ -46,18 +59,29 @@ impl HttpUpstream {
     }
 
     pub async fn start_at(address: SocketAddr, authorization: &'static str) -> Self {
-        Self::serve(address, authorization, Greeter { versions: ProtocolVersion::KNOWN_VERSIONS }).await
+        Self::serve(address, Lock::Key(authorization), Greeter { versions: ProtocolVersion::KNOWN_VERSIONS }).await
+    }
+
+    pub async fn start_guarded(server: &AuthorizationServer) -> Self {
+        let (address, greeter) =
+            (SocketAddr::from(([127, 0, 0, 1], 0)), Greeter { versions: ProtocolVersion::KNOWN_VERSIONS });
+        Self::serve(address, Lock::Tokens(server.clone()), greeter).await
     }
 
     pub async fn start_modern_only() -> Self {
         const MODERN: &[ProtocolVersion] = &[ProtocolVersion::V_2026_07_28];
-        Self::serve(SocketAddr::from(([127, 0, 0, 1], 0)), "", Greeter { versions: MODERN }).await
+        Self::serve(SocketAddr::from(([127, 0, 0, 1], 0)), Lock::Key(""), Greeter { versions: MODERN }).await
     }
 
-    async fn serve(address: SocketAddr, authorization: &'static str, greeter: Greeter) -> Self {
+    async fn serve(address: SocketAddr, lock: Lock, greeter: Greeter) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let gate = Arc::new(Gate { authorization, forget_with: AtomicU16::new(0) });
+        let gate = Arc::new(Gate {
+            lock,
+            address,
+            beginnings: Mutex::new("beginnings", Vec::new()),
+            forget_with: AtomicU16::new(0),
+        });
         let stop = CancellationToken::new();
         let config = StreamableHttpServerConfig::default().with_cancellation_token(stop.child_token());
         let sessions = Arc::new(LocalSessionManager::default());
@@ -83,6 +107,11 @@ impl HttpUpstream {
         self.gate.forget_with.store(status, Ordering::SeqCst);
     }
 
+    /// The first request of each client: which era it took the server for.
+    pub fn beginnings(&self) -> Vec<String> {
+        self.gate.beginnings.lock().clone()
+    }
+
     pub async fn stop(self) {
         self.stop.cancel();
         self.stopped.await.unwrap();
@@ -91,10 +120,18 @@ impl HttpUpstream {
 
 async fn guard(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let headers = request.headers();
-    let is_allowed =
-        gate.authorization.is_empty() || headers.get("authorization").is_some_and(|value| value == gate.authorization);
-    if !is_allowed {
-        return StatusCode::UNAUTHORIZED.into_response();
+    let shown = headers.get("authorization").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match &gate.lock {
+        Lock::Key(key) if key.is_empty() || *key == shown => {}
+        Lock::Key(_) => return StatusCode::UNAUTHORIZED.into_response(),
+        Lock::Tokens(server) if server.is_good(shown) => {}
+        Lock::Tokens(server) => return refuse(gate.address, server, request.uri().path()),
+    }
+    if request.method() == "POST" && !headers.contains_key("mcp-session-id") {
+        let method = headers.get("mcp-method").map_or("initialize", |method| method.to_str().unwrap());
+        if ["initialize", "server/discover"].contains(&method) {
+            gate.beginnings.lock().push(method.to_owned());
+        }
     }
     if request.method() == "POST" && headers.contains_key("mcp-session-id") {
         let status = gate.forget_with.swap(0, Ordering::SeqCst);
@@ -105,6 +142,19 @@ async fn guard(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> R
         }
     }
     next.run(request).await
+}
+
+/// With where the metadata are, or with the metadata.
+fn refuse(address: SocketAddr, server: &AuthorizationServer, path: &str) -> Response {
+    const METADATA: &str = "/.well-known/oauth-protected-resource/mcp";
+    if path == METADATA {
+        let resource = format!("http://{address}/mcp");
+        let metadata =
+            json!({"resource": resource, "authorization_servers": [server.url()], "scopes_supported": ["tools"]});
+        return ([("content-type", "application/json")], metadata.to_string()).into_response();
+    }
+    let challenge = format!("Bearer resource_metadata=\"http://{address}{METADATA}\"");
+    (StatusCode::UNAUTHORIZED, [("www-authenticate", challenge)]).into_response()
 }
 
 #[derive(Clone)]

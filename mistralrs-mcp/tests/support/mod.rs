@@ -1,5 +1,6 @@
 //! A gateway with upstreams of the test's choice.
 
+pub mod authorization_server;
 pub mod downstream;
 pub mod http_upstream;
 pub mod url_upstreams;
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mistralrs_mcp::config::{
-    GatewayConfig, HttpConfig, Secret, SecurityConfig, StdioConfig, ToolListing, TransportConfig, UpstreamConfig,
+    GatewayConfig, HttpAuth, HttpConfig, NamingConfig, Secret, SecurityConfig, StdioConfig, ToolListing,
+    TransportConfig, UpstreamConfig,
 };
 use mistralrs_mcp::mcp_server::security::AccessPolicy;
 use mistralrs_mcp::rmcp::model::{CallToolResult, ContentBlock, JsonObject, Tool};
@@ -52,6 +54,11 @@ impl Setup {
 
     pub fn security(mut self, security: &SecurityConfig) -> Self {
         self.config.access = AccessPolicy::new(security).unwrap();
+        self
+    }
+
+    pub fn naming(mut self, naming: NamingConfig) -> Self {
+        self.config.naming = naming;
         self
     }
 
@@ -149,13 +156,13 @@ pub fn command(name: &str, command: &str) -> UpstreamConfig {
 }
 
 pub fn url(name: &str, url: &str) -> UpstreamConfig {
-    let http = HttpConfig { url: url.to_owned(), headers: http::HeaderMap::new(), bearer_token: None };
+    let http = HttpConfig { url: url.to_owned(), headers: http::HeaderMap::new(), auth: None };
     UpstreamConfig::new(name, TransportConfig::StreamableHttp(http))
 }
 
 pub fn set_bearer(config: &mut UpstreamConfig, token: &str) {
     if let TransportConfig::StreamableHttp(http) = &mut config.transport {
-        http.bearer_token = Some(Secret::new(token));
+        http.auth = Some(HttpAuth::Bearer(Secret::new(token)));
     }
 }
 

@@ -77,6 +77,44 @@ impl UrlUpstream {
     }
 }
 
+/// Bytes to and from a server, until they are stopped with the connections left open.
+pub struct Relay {
+    address: SocketAddr,
+    frozen: Arc<ArcSwap<CancellationToken>>,
+}
+
+impl Relay {
+    pub async fn start(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let frozen = Arc::<ArcSwap<CancellationToken>>::default();
+        let until = Arc::clone(&frozen);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let until = CancellationToken::clone(&until.load());
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(server).await.unwrap();
+                    let copied = tokio::io::copy_bidirectional(&mut client, &mut server);
+                    if until.run_until_cancelled(copied).await.is_none() {
+                        // Both stay open.
+                        std::future::pending::<()>().await;
+                    }
+                });
+            }
+        });
+        Self { address, frozen }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The connections that there are; new ones work.
+    pub fn freeze(&self) {
+        self.frozen.swap(Arc::default()).cancel();
+    }
+}
+
 fn greeter() -> Greeter {
     Greeter { versions: ProtocolVersion::KNOWN_VERSIONS }
 }

@@ -53,14 +53,13 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// From what serde says at `path` of the file `origin`.
-    pub(super) fn key(origin: &str, path: &str, problem: &str) -> Self {
-        let message = match UnknownName::parse(problem) {
-            Some(unknown) => unknown.describe(path),
-            None if path == "." => problem.to_owned(),
-            None => format!("`{path}`: {problem}"),
-        };
-        Self::Key { origin: origin.to_owned(), message }
+    /// From what serde says at `path`; `origin` tells where a key stands.
+    pub(super) fn key(origin: impl Fn(&str) -> String, path: &str, problem: &str) -> Self {
+        match UnknownName::parse(problem) {
+            Some(unknown) => Self::Key { origin: origin(&unknown.path(path)), message: unknown.describe(path) },
+            None if path == "." => Self::Key { origin: origin(""), message: problem.to_owned() },
+            None => Self::Key { origin: origin(path), message: format!("`{path}`: {problem}") },
+        }
     }
 }
 
@@ -80,6 +79,17 @@ impl<'a> UnknownName<'a> {
         // Names alternate with the words between them: `a` or `b`; one of `a`, `b`.
         let known = expected.split('`').skip(1).step_by(2).collect();
         Some(Self { what, name, known })
+    }
+
+    /// Of an unknown key serde gives the path of the table around it, or its own.
+    fn path(&self, path: &str) -> String {
+        let path = path.trim_end_matches('.');
+        let is_its_own = path == self.name || path.ends_with(&format!(".{}", self.name));
+        match self.what {
+            "key" if path.is_empty() => self.name.to_owned(),
+            "key" if !is_its_own => format!("{path}.{}", self.name),
+            _ => path.to_owned(),
+        }
     }
 
     fn describe(&self, path: &str) -> String {

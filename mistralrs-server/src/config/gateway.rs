@@ -3,6 +3,7 @@
 use mistralrs_mcp::config::{self as mcp, GatewayConfig, McpClientConfig, ToolForwardingConfig, mcp_config_from_value};
 use serde_json::Value;
 
+use super::source::SourceFile;
 use super::{ConfigError, Configuration, HttpMcpConfig, McpSettings};
 
 impl Configuration {
@@ -25,20 +26,10 @@ impl Configuration {
     /// # Errors
     /// A key that is unknown or wrong, with its file.
     pub fn gateway(&self) -> Result<GatewayConfig, ConfigError> {
-        let in_file = |error: mcp::ConfigError| {
-            let origin = self.path.as_ref().map_or_else(String::new, |path| format!("{}: ", path.display()));
-            ConfigError::Invalid(format!("{origin}{error}"))
-        };
+        let in_file = |error: mcp::ConfigError| in_source(self.source.as_ref(), &error);
         let section = self.file.mcp_client.clone().map(|section| McpClientConfig::from_value(Value::Object(section)));
         let section = section.transpose().map_err(in_file)?;
-        let servers = match &self.mcp_config {
-            Some((path, servers)) => {
-                let environment = |name: &str| self.environment.get(name).map(str::to_owned);
-                let servers = mcp_config_from_value(servers.clone(), &environment);
-                Some(servers.map_err(|error| ConfigError::Invalid(format!("{}: {error}", path.display())))?)
-            }
-            None => None,
-        };
+        let servers = self.servers_of_mcp_config()?;
         let client = match (section, servers) {
             (Some(section), Some(servers)) => Some(section.merge(servers)),
             (section, servers) => section.or(servers),
@@ -47,4 +38,21 @@ impl Configuration {
             self.file.tool_forwarding.clone().map(|section| ToolForwardingConfig::from_value(Value::Object(section)));
         GatewayConfig::from_sections(client, forwarding.transpose().map_err(in_file)?).map_err(in_file)
     }
+
+    /// Those of `--mcp-config`. Checked on their own, so that a complaint is about that file.
+    fn servers_of_mcp_config(&self) -> Result<Option<McpClientConfig>, ConfigError> {
+        let Some((source, servers)) = &self.mcp_config else { return Ok(None) };
+        let environment = |name: &str| self.environment.get(name).map(str::to_owned);
+        let servers = mcp_config_from_value(servers.clone(), &environment);
+        let checked = servers.and_then(|servers| {
+            GatewayConfig::from_sections(Some(servers.clone()), None)?;
+            Ok(Some(servers))
+        });
+        checked.map_err(|error| in_source(Some(source), &error))
+    }
+}
+
+fn in_source(source: Option<&SourceFile>, error: &mcp::ConfigError) -> ConfigError {
+    let origin = source.map(|source| source.place(error.path().unwrap_or_default()));
+    ConfigError::Invalid(origin.map_or_else(|| error.to_string(), |origin| format!("{origin}: {error}")))
 }

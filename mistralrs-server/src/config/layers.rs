@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::ConfigError;
+use super::source::SourceFile;
 
 /// Lays `over` onto `base`: tables merge key by key, anything else replaces.
 pub(super) fn merge(base: &mut Value, over: Value) {
@@ -33,7 +34,7 @@ pub(crate) fn set<T: Serialize>(layer: &mut Value, path: &str, value: Option<T>)
 }
 
 /// Reads `path` as TOML, YAML or JSON, by its extension.
-pub(super) fn read_file(path: &Path) -> Result<Value, ConfigError> {
+pub(super) fn read_file(path: &Path) -> Result<(SourceFile, Value), ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     let parsed = match path.extension().and_then(|extension| extension.to_str()) {
         Some("toml") => toml::from_str(&text).map_err(|error| error.to_string()),
@@ -43,10 +44,11 @@ pub(super) fn read_file(path: &Path) -> Result<Value, ConfigError> {
     };
     let value: Value = parsed
         .map_err(|message| ConfigError::Parse { path: path.to_owned(), message: message.trim_end().to_owned() })?;
+    let source = SourceFile { path: path.to_owned(), text };
     match value {
         // An empty YAML document is a file that says nothing.
-        Value::Null => Ok(Value::Object(Map::new())),
-        Value::Object(_) => Ok(value),
+        Value::Null => Ok((source, Value::Object(Map::new()))),
+        Value::Object(_) => Ok((source, value)),
         _ => Err(ConfigError::Parse { path: path.to_owned(), message: "the file must hold a table of keys".into() }),
     }
 }

@@ -15,12 +15,15 @@ mod layers;
 mod no_gateway;
 mod print;
 mod settings;
+mod source;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+
+use source::SourceFile;
 
 pub use environment::Environment;
 pub use error::ConfigError;
@@ -49,11 +52,11 @@ pub struct Configuration {
     file: ConfigFile,
     /// Where `file` was read, if it was: named in errors about its gateway.
     #[cfg_attr(not(feature = "http-mcp-stream"), expect(dead_code, reason = "there is no gateway"))]
-    path: Option<PathBuf>,
+    source: Option<SourceFile>,
     /// Whether keys of the MCP endpoint were given as flags, which would be in vain without the endpoint.
     has_key_flag: bool,
     /// The file of `--mcp-config`, parsed and interpolated.
-    mcp_config: Option<(PathBuf, Value)>,
+    mcp_config: Option<(SourceFile, Value)>,
     hub: environment::HubEnvironment,
     environment: Environment,
     /// Names and values of variables that strings were filled with, to be hidden when printing.
@@ -69,23 +72,24 @@ impl Configuration {
     pub fn load(sources: Sources, environment: Environment) -> Result<Self, ConfigError> {
         let mut interpolated = Vec::new();
         let mut layers = serde_json::to_value(ConfigFile::default()).expect("the defaults are plain values");
-        let path = sources.config.or_else(|| environment.config_file());
-        if let Some(path) = &path {
-            let layer = read_layer(path, &environment, &mut interpolated)?;
+        let mut source = None;
+        if let Some(path) = sources.config.or_else(|| environment.config_file()) {
+            let (file, layer) = read_layer(&path, &environment, &mut interpolated)?;
             // On its own first, so that a complaint is about this file and nothing else.
-            let _: ConfigFile = deserialize(&path.display().to_string(), layer.clone())?;
+            let _: ConfigFile = deserialize(|key| file.place(key), layer.clone())?;
             layers::merge(&mut layers, layer);
+            source = Some(file);
         }
         layers::merge(&mut layers, environment.overlay()?);
         let has_key_flag = sources.flags.pointer("/http_mcp/api_keys").is_some();
         layers::merge(&mut layers, sources.flags);
         let mcp_config = match sources.mcp_config {
-            Some(path) => Some((path.clone(), read_layer(&path, &environment, &mut interpolated)?)),
+            Some(path) => Some(read_layer(&path, &environment, &mut interpolated)?),
             None => None,
         };
         Ok(Self {
-            file: deserialize("flags and environment", layers)?,
-            path,
+            file: deserialize(|_| "flags and environment".to_owned(), layers)?,
+            source,
             has_key_flag,
             mcp_config,
             hub: environment.hub(),
@@ -99,14 +103,23 @@ fn read_layer(
     path: &Path,
     environment: &Environment,
     interpolated: &mut Vec<(String, String)>,
-) -> Result<Value, ConfigError> {
-    let mut layer = layers::read_file(path)?;
-    interpolated.extend(interpolate::interpolate(&mut layer, environment, &path.display().to_string())?);
-    Ok(layer)
+) -> Result<(SourceFile, Value), ConfigError> {
+    let (source, mut layer) = layers::read_file(path)?;
+    let used = interpolate::interpolate(&mut layer, environment, &path.display().to_string());
+    interpolated.extend(used.map_err(|error| match error {
+        ConfigError::Interpolation { key, problem, .. } => {
+            ConfigError::Interpolation { origin: source.place(&key), key, problem }
+        }
+        error => error,
+    })?);
+    Ok((source, layer))
 }
 
-/// Types a layer, turning what does not fit into an error with the key's path.
-fn deserialize<T: serde::de::DeserializeOwned>(origin: &str, layer: Value) -> Result<T, ConfigError> {
+/// Types a layer, turning what does not fit into an error with the key's path, after where `origin` says that it stands.
+fn deserialize<T: serde::de::DeserializeOwned>(
+    origin: impl Fn(&str) -> String,
+    layer: Value,
+) -> Result<T, ConfigError> {
     serde_path_to_error::deserialize(layer).map_err(|error| {
         let path = error.path().to_string();
         ConfigError::key(origin, &path, &error.into_inner().to_string())

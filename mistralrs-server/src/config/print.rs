@@ -20,8 +20,8 @@ impl Configuration {
     /// variables are shown by name again.
     pub fn to_redacted_toml(&self) -> String {
         let mut value = serde_json::to_value(&self.file).expect("the configuration is plain values");
-        if let (Some((path, servers)), Some(root)) = (&self.mcp_config, value.as_object_mut()) {
-            root.insert(format!("mcp_config from {}", path.display()), servers.clone());
+        if let (Some((source, servers)), Some(root)) = (&self.mcp_config, value.as_object_mut()) {
+            root.insert(format!("mcp_config from {}", source.path.display()), servers.clone());
         }
         let Ok(()) = walk(&mut value, &mut String::new(), &mut |text, path| {
             Ok::<_, std::convert::Infallible>(Some(self.redact(text, path)))

@@ -48,6 +48,8 @@ pub enum Tool {
     McpRemote,
     /// `supergateway`, which puts a stdio server behind other transports.
     Supergateway,
+    /// `oauth2-mock-server`.
+    AuthorizationServer,
     /// `@modelcontextprotocol/inspector`.
     Inspector,
     /// Debian's `promtool`.
@@ -132,6 +134,7 @@ fn locate(tool: Tool) -> Option<PathBuf> {
         Tool::ThinkingServer => package("@modelcontextprotocol/server-sequential-thinking/dist/index.js"),
         Tool::McpRemote => package("mcp-remote/dist/proxy.js"),
         Tool::Supergateway => package("supergateway/dist/index.js"),
+        Tool::AuthorizationServer => package("oauth2-mock-server/dist/oauth2-mock-server.mjs"),
         Tool::Inspector => package("@modelcontextprotocol/inspector/clients/launcher/build/index.js"),
         Tool::Promtool => on_path("promtool"),
         Tool::Prometheus => on_path("prometheus"),

@@ -34,6 +34,12 @@ pub struct Everything {
 /// `server-everything` behind `supergateway`, which speaks WebSocket for it; ended on drop.
 pub struct WebSocketEverything(Everything);
 
+/// A server of the official Python SDK that lets in who shows a token of `oauth2-mock-server`; both ended on drop.
+pub struct Guarded {
+    authorization: Everything,
+    server: Everything,
+}
+
 impl Everything {
     /// Starts it on a free port.
     pub async fn start(node: &Path, script: &Path) -> anyhow::Result<Self> {
@@ -59,7 +65,7 @@ impl Everything {
         let everything = Self { child: spawn_bound_to_this_process(command)?, port };
         eventually(START_PATIENCE, || async {
             let listening = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
-            listening.map(drop).context("server-everything does not listen")
+            listening.map(drop).context("the upstream does not listen")
         })
         .await?;
         Ok(everything)
@@ -73,6 +79,10 @@ impl Everything {
     /// Its endpoint if it was started with server-sent events.
     pub fn sse_url(&self) -> String {
         format!("http://127.0.0.1:{}/sse", self.port)
+    }
+
+    fn issuer(&self) -> String {
+        format!("http://localhost:{}", self.port)
     }
 
     /// Its port.
@@ -93,6 +103,32 @@ impl WebSocketEverything {
     /// Its endpoint.
     pub fn url(&self) -> String {
         format!("ws://127.0.0.1:{}/message", self.0.port)
+    }
+}
+
+impl Guarded {
+    /// Starts both on free ports.
+    pub async fn start(node: &Path, authorization: &Path, python: &Path) -> anyhow::Result<Self> {
+        let (mut command, port) = (Command::new(node), free_port()?);
+        command.arg(authorization).args(["-a", "127.0.0.1", "-p", &port.to_string()]);
+        let authorization = Everything::listening(command, port).await?;
+        let (mut command, port) = (Command::new(python), free_port()?);
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/python/guarded_server.py");
+        command.arg(script).args([port.to_string(), authorization.issuer()]);
+        // A proxy of the machine must not come between the two.
+        command.env("NO_PROXY", "localhost,127.0.0.1").env("no_proxy", "localhost,127.0.0.1");
+        command.env("PYTHONDONTWRITEBYTECODE", "1");
+        Ok(Self { authorization, server: Everything::listening(command, port).await? })
+    }
+
+    /// Its endpoint.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// Of its authorization server, as that calls itself.
+    pub fn issuer(&self) -> String {
+        self.authorization.issuer()
     }
 }
 

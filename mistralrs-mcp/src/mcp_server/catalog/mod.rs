@@ -62,6 +62,8 @@ pub(crate) struct CatalogTool {
     pub qualified: String,
     /// In `[A-Za-z0-9_-]{1,64}`.
     pub safe: String,
+    /// The name that the configuration gives it.
+    alias: Option<String>,
     /// Where its calls are counted.
     pub metrics: ToolMetrics,
     namespace: Namespace,
@@ -85,6 +87,7 @@ enum RefusalReason {
     Repeated,
     TooMany,
     Native,
+    Aliased { name: String, tool: String },
     Taken { name: String, by: UpstreamId },
 }
 
@@ -122,6 +125,7 @@ impl Catalog {
             return false;
         }
         let part: Part = tools.into_iter().map(|tool| Arc::new(self.describe(place, tool))).collect();
+        self.warn_of_idle_aliases(place, &part);
         let mut collisions = Vec::new();
         // Another upstream may swap its own part meanwhile; ours then goes into the newer snapshot.
         self.snapshot.rcu(|current| {
@@ -136,6 +140,16 @@ impl Catalog {
         }
         self.changed.send_replace(());
         true
+    }
+
+    /// A misspelled alias would otherwise show only by the name that is missing.
+    fn warn_of_idle_aliases(&self, place: usize, part: &Part) {
+        let owner = &self.owners[place];
+        for tool in self.naming.aliases.tools_of(owner.namespace.as_str()) {
+            if !part.iter().any(|known| known.tool.name == tool) {
+                tracing::warn!(upstream = %owner.id, tool, "`tool_forwarding.aliases` names a tool that it does not list");
+            }
+        }
     }
 
     /// Sorts the tools by name and leaves out what no catalog can hold.
@@ -165,16 +179,16 @@ impl Catalog {
         let qualified = qualified_name(namespace.as_str(), &tool.name);
         let safe = safe_name(namespace.as_str(), &tool.name);
         let mut listed = tool.clone();
-        listed.name = match (self.naming.strategy, self.naming.separator) {
-            (NamespaceStrategy::Flat | NamespaceStrategy::Custom, Separator::Colons) => tool.name.clone(),
-            (NamespaceStrategy::Flat | NamespaceStrategy::Custom, Separator::Underscores) => {
-                safe_name("", &tool.name).into()
-            }
-            (NamespaceStrategy::ServerPrefix, Separator::Colons) => qualified.clone().into(),
-            (NamespaceStrategy::ServerPrefix, Separator::Underscores) => safe.clone().into(),
+        let alias = self.naming.aliases.of(&qualified).map(str::to_owned);
+        listed.name = match (&alias, self.naming.strategy, self.naming.separator) {
+            (Some(alias), ..) => alias.clone().into(),
+            (None, NamespaceStrategy::Flat, Separator::Colons) => tool.name.clone(),
+            (None, NamespaceStrategy::Flat, Separator::Underscores) => safe_name("", &tool.name).into(),
+            (None, _, Separator::Colons) => qualified.clone().into(),
+            (None, _, Separator::Underscores) => safe.clone().into(),
         };
         let metrics = self.metrics.tool(&qualified, ToolKind::Forwarded);
-        CatalogTool { upstream: place, tool, listed, qualified, safe, metrics, namespace }
+        CatalogTool { upstream: place, tool, listed, qualified, safe, alias, metrics, namespace }
     }
 
     /// Whose name it is is decided in listing order: the first keeps it, whoever connected first.
@@ -201,6 +215,10 @@ impl Catalog {
         tool.names().into_iter().find_map(|name| {
             if self.native.contains(native_name(name)) {
                 return Some(RefusalReason::Native);
+            }
+            // Reserved even while its tool is not there: a name that changes hands would be called for the wrong one.
+            if let Some(owner) = self.naming.aliases.owner(name).filter(|owner| *owner != tool.qualified) {
+                return Some(RefusalReason::Aliased { name: name.to_owned(), tool: owner.to_owned() });
             }
             let other = taken.get(name)?;
             Some(RefusalReason::Taken { name: name.to_owned(), by: self.owners[other.upstream].id.clone() })
@@ -256,6 +274,7 @@ impl CatalogTool {
         let arguments = self.tool.input_schema.get("properties").and_then(serde_json::Value::as_object);
         Document {
             name: &self.qualified,
+            alias: self.alias.as_deref(),
             description: self.tool.description.as_deref().unwrap_or_default(),
             arguments: arguments.into_iter().flat_map(|properties| properties.keys().map(String::as_str)).collect(),
         }
@@ -287,6 +306,7 @@ impl fmt::Display for RefusalReason {
             Self::Repeated => f.write_str("the upstream lists this name twice"),
             Self::TooMany => write!(f, "the upstream lists more than {MAX_TOOLS_PER_UPSTREAM} tools"),
             Self::Native => f.write_str("a native tool has this name"),
+            Self::Aliased { name, tool } => write!(f, "the name `{name}` is the configured alias of `{tool}`"),
             Self::Taken { name, by } => write!(f, "the name `{name}` is taken by upstream `{by}`"),
         }
     }

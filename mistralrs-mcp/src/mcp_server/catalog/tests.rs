@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::config::{StdioConfig, TransportConfig};
+use crate::config::{GatewayConfig, McpClientConfig, StdioConfig, ToolForwardingConfig, TransportConfig};
 
 /// Upstreams as `(name, namespace)`.
 fn catalog(upstreams: &[(&str, &str)], naming: NamingConfig, native: &[&str]) -> Catalog {
@@ -50,7 +50,20 @@ fn reached(catalog: &Catalog, name: &str) -> String {
     }
 }
 
-const FLAT: NamingConfig = NamingConfig { strategy: NamespaceStrategy::Flat, separator: Separator::Colons };
+fn flat() -> NamingConfig {
+    NamingConfig { strategy: NamespaceStrategy::Flat, ..NamingConfig::default() }
+}
+
+/// As the configuration gives them, of servers `files`, `web` and `a`, and one without a namespace.
+fn aliased(strategy: &str, aliases: &serde_json::Value) -> NamingConfig {
+    let servers = ["files", "web", "a"].map(|name| json!({ "name": name, "command": "x" }));
+    let servers = json!({ "servers": [servers[0], servers[1], servers[2], { "name": "plain", "namespace": "", "command": "x" }] });
+    let forwarding = json!({ "namespace_strategy": strategy, "aliases": aliases });
+    let sections = (McpClientConfig::from_value(servers), ToolForwardingConfig::from_value(forwarding));
+    GatewayConfig::from_sections(Some(sections.0.unwrap()), Some(sections.1.unwrap())).unwrap().naming
+}
+
+const ALIASED: [(&str, &str); 3] = [("files", "files"), ("web", "web"), ("plain", "")];
 
 impl CatalogSnapshot {
     /// Every listed tool is reached by each of its names, listed names are unique, and nothing else is reachable.
@@ -135,7 +148,7 @@ fn a_bare_name_means_the_one_tool_that_the_caller_may_see() {
 
 #[test]
 fn flat_names_belong_to_the_server_configured_first() {
-    let catalog = catalog(&[("a", "a"), ("b", "b")], FLAT, &["generate"]);
+    let catalog = catalog(&[("a", "a"), ("b", "b")], flat(), &["generate"]);
     catalog.replace(1, tools(&["search", "own", "generate"]));
     assert_eq!(listed(&catalog), "own search");
     assert_eq!(reached(&catalog, "search"), "search of b");
@@ -151,11 +164,63 @@ fn flat_names_belong_to_the_server_configured_first() {
 
 #[test]
 fn names_for_narrow_clients_are_listed_where_configured() {
-    let naming = NamingConfig { strategy: NamespaceStrategy::ServerPrefix, separator: Separator::Underscores };
+    let naming = NamingConfig { separator: Separator::Underscores, ..NamingConfig::default() };
     let catalog = catalog(&[("files", "files")], naming, &[]);
     catalog.replace(0, tools(&["read"]));
     assert_eq!(listed(&catalog), "files__read");
     assert_eq!(reached(&catalog, "files::read"), "read of files");
+}
+
+#[test]
+fn a_tool_is_listed_under_its_alias_and_answers_to_every_other_spelling_too() {
+    let aliases = json!({ "files::read_file": "read", "web::größe/lesen": "size", "echo": "say" });
+    for (strategy, expected) in [
+        ("custom", "read files::write_file web::find size say"),
+        ("server_prefix", "read files::write_file web::find size say"),
+        ("flat", "read write_file find size say"),
+    ] {
+        let catalog = catalog(&ALIASED, aliased(strategy, &aliases), &[]);
+        catalog.replace(0, tools(&["read_file", "write_file"]));
+        catalog.replace(1, tools(&["find", "größe/lesen"]));
+        catalog.replace(2, tools(&["echo"]));
+        assert_eq!(listed(&catalog), expected);
+        for name in ["read", "files::read_file", "files__read_file", "read_file"] {
+            assert_eq!(reached(&catalog, name), "read_file of files", "{name}");
+        }
+        let safe = safe_name("web", "größe/lesen");
+        for name in ["size", "web::größe/lesen", &safe] {
+            assert_eq!(reached(&catalog, name), "größe/lesen of web", "{name}");
+        }
+        assert_eq!(
+            (reached(&catalog, "say"), reached(&catalog, "echo")),
+            ("echo of plain".into(), "echo of plain".into())
+        );
+        let found: Vec<_> = catalog.snapshot().search("say").map(|tool| tool.qualified.clone()).collect();
+        assert_eq!(found, ["echo"]);
+    }
+}
+
+#[test]
+fn an_alias_belongs_to_its_tool_alone_even_while_that_is_not_there() {
+    let catalog = catalog(&ALIASED, aliased("flat", &json!({ "web::find": "search" })), &["generate"]);
+    let search = || catalog.snapshot().resolve("search", |_| true).map(|tool| tool.qualified.clone());
+    catalog.replace(0, tools(&["search", "read"]));
+    assert_eq!(listed(&catalog), "read");
+    assert_eq!(search().unwrap_err().kind(), "unknown_tool");
+    catalog.replace(1, tools(&["find"]));
+    assert_eq!(listed(&catalog), "read search");
+    assert_eq!(search().unwrap(), "web::find");
+    let (_, refused) = catalog.assemble(catalog.snapshot().parts.clone());
+    let told: Vec<_> =
+        refused.iter().map(|refused| format!("{} of {}: {}", refused.name, refused.owner, refused.reason)).collect();
+    assert_eq!(told, ["search of files: the name `search` is the configured alias of `web::find`"]);
+}
+
+#[test]
+fn an_alias_does_not_take_a_native_name() {
+    let catalog = catalog(&ALIASED, aliased("custom", &json!({ "web::find": "generate" })), &["generate"]);
+    catalog.replace(1, tools(&["find", "open"]));
+    assert_eq!(listed(&catalog), "web::open");
 }
 
 #[test]
@@ -190,10 +255,12 @@ proptest! {
 
     #[test]
     fn any_sequence_of_lists_leaves_a_sound_catalog(
-        is_flat: bool,
+        strategy in prop::sample::select(vec!["server_prefix", "flat", "custom"]),
         lists in prop::collection::vec((0..4_usize, prop::collection::vec("[ab_]{0,3}|a__b|a::b|mistralrs::n|n", 0..6)), 1..12),
     ) {
-        let naming = if is_flat { FLAT } else { NamingConfig::default() };
+        // One is another tool's own name, the other looks like a safe name.
+        let aliases = if strategy == "custom" { json!({ "a::a": "b", "b": "a__b" }) } else { json!({}) };
+        let naming = aliased(strategy, &aliases);
         let catalog = catalog(&[("a", "a"), ("a__b", "a__b"), ("c", ""), ("d", "")], naming, &["n"]);
         for (place, names) in lists {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
