@@ -265,6 +265,19 @@ impl Model {
         self.inner.blocking(move |inner| inner.encode(inner.render(&prompt)?, SpecialTokens::Omit)).await
     }
 
+    /// The text of chat messages after the template, as the model reads it.
+    ///
+    /// # Errors
+    /// As [`Self::tokenize_chat`].
+    pub async fn render_chat(&self, prompt: ChatPrompt) -> Result<String, RequestError> {
+        self.inner.blocking(move |inner| inner.render(&prompt)).await
+    }
+
+    /// The source of its chat template, if it has one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.inner.chat_template.as_ref().map(ChatTemplate::source)
+    }
+
     /// Text of token ids, special ones included.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Which model answers a name.
 
 use mistralrs_telemetry::RwLock;
+use tokio::sync::watch;
 
 use crate::error::RequestError;
 use crate::model::Model;
@@ -8,11 +9,12 @@ use crate::model::Model;
 /// Loaded models by name. Shared by every handler, written when a model comes or goes: lock `model_router`.
 pub struct ModelRouter {
     models: RwLock<Vec<Model>>,
+    changed: watch::Sender<()>,
 }
 
 impl Default for ModelRouter {
     fn default() -> Self {
-        Self { models: RwLock::new("model_router", Vec::new()) }
+        Self { models: RwLock::new("model_router", Vec::new()), changed: watch::Sender::new(()) }
     }
 }
 
@@ -22,7 +24,14 @@ impl ModelRouter {
         let mut models = self.models.write();
         let previous = models.iter().position(|known| known.info().id == model.info().id).map(|at| models.remove(at));
         models.push(model);
+        drop(models);
+        self.changed.send_replace(());
         previous
+    }
+
+    /// A receiver that changes when a model comes or goes.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// The model named `requested`; `default` and the empty name are the first one loaded.

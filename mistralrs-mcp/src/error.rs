@@ -28,6 +28,17 @@ pub enum GatewayError {
     /// No upstream has a resource of this URI.
     #[error("unknown resource `{0}`; `resources/list` names those there are")]
     UnknownResource(String),
+    /// A native resource, which tells of no changes.
+    #[error("resource `{0}` tells of no changes; read it again after its `ttlMs`")]
+    NotSubscribable(String),
+    /// The arguments do not fit a native prompt.
+    #[error("invalid arguments for prompt `{prompt}`: {reason}")]
+    InvalidPromptArguments {
+        /// The prompt's name.
+        prompt: String,
+        /// What is wrong with them.
+        reason: String,
+    },
     /// A method that no upstream is asked.
     #[error("method `{0}` is not served here")]
     NotForwarded(String),
@@ -132,10 +143,11 @@ impl GatewayError {
             Self::UnknownTool(_) | Self::AmbiguousTool { .. } => "unknown_tool",
             Self::UnknownPrompt(_) => "unknown_prompt",
             Self::UnknownResource(_) => "unknown_resource",
+            Self::NotSubscribable(_) => "not_subscribable",
             Self::NotForwarded(_) => "not_forwarded",
             Self::TooManySubscriptions { .. } => "too_many_subscriptions",
             Self::Denied { .. } => "denied",
-            Self::InvalidArguments { .. } => "invalid_arguments",
+            Self::InvalidArguments { .. } | Self::InvalidPromptArguments { .. } => "invalid_arguments",
             Self::Unavailable { .. } => "unavailable",
             Self::Busy { .. } => "busy",
             Self::ConnectionLost { .. } => "connection_lost",

@@ -10,17 +10,21 @@ use rmcp::model::{
     RequestMetaObject, Resource, ResourceTemplate, ServerResult, Tool,
 };
 use serde_json::Value;
+use tokio::runtime::Handle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{GatewayConfig, ToolListing, UpstreamId};
 use crate::downstream::{Downstream, DownstreamId};
 use crate::error::GatewayError;
+use crate::local_offers::{GatewayStatus, LocalOffers};
+use crate::local_sampler::LocalSampler;
 use crate::local_tools::{LocalTools, ProgressSink};
 use crate::mcp_server::caller::{SessionState, severity};
 use crate::mcp_server::downstream_peers::{DownstreamPeers, ListChanges};
 use crate::mcp_server::handler::GatewayHandler;
 use crate::mcp_server::held_calls::HeldCalls;
 use crate::mcp_server::namespace::native_name;
+use crate::mcp_server::native_offers::NativeOffers;
 use crate::mcp_server::native_tools::NativeTools;
 use crate::mcp_server::search_tool::{self, ToolQuery};
 use crate::mcp_server::subscriptions::Subscriber;
@@ -89,9 +93,21 @@ pub struct UpstreamStatus {
     pub failure: Option<String>,
 }
 
+/// What this process has of its own, to be offered beside the upstreams'.
+#[derive(Clone, Default)]
+pub struct Local {
+    /// Tools.
+    pub tools: Option<Arc<dyn LocalTools>>,
+    /// Resources and prompts.
+    pub offers: Option<Arc<dyn LocalOffers>>,
+    /// The model, for upstreams that may ask it.
+    pub sampler: Option<Arc<dyn LocalSampler>>,
+}
+
 /// All tools, native and upstream, behind one name space.
 pub struct Gateway {
     native: NativeTools,
+    offers: NativeOffers,
     forwarder: ToolForwarder,
     peers: Arc<DownstreamPeers>,
     /// Sessions that said which log messages they want; written by each that does.
@@ -112,23 +128,37 @@ impl Gateway {
     /// None today: what can be wrong with a configuration is found when it is checked.
     pub async fn start(
         config: GatewayConfig,
-        local: Option<Arc<dyn LocalTools>>,
+        tools: Option<Arc<dyn LocalTools>>,
         metrics: GatewayMetrics,
     ) -> Result<Arc<Self>, GatewayError> {
-        let native = NativeTools::new(local, config.access.clone(), &metrics);
+        Self::start_with(config, Local { tools, ..Local::default() }, metrics).await
+    }
+
+    /// The same with more of its own than tools.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(
+        config: GatewayConfig,
+        local: Local,
+        metrics: GatewayMetrics,
+    ) -> Result<Arc<Self>, GatewayError> {
+        let native = NativeTools::new(local.tools, config.access.clone(), &metrics);
+        let offers = NativeOffers::new(local.offers, config.access.clone());
         let mut reserved = native.names();
         let search = (config.listing == ToolListing::Searched).then(|| {
             reserved.insert(search_tool::NAME.to_owned());
             metrics.tool(search_tool::NAME, ToolKind::Native)
         });
-        let forwarder = ToolForwarder::start(config, reserved, metrics).await;
+        let forwarder = ToolForwarder::start(config, reserved, local.sampler, metrics).await;
         let peers = Arc::new(DownstreamPeers::new());
+        let changes = forwarder.changes().with_native(offers.changes());
         let shutdown = CancellationToken::new();
         let guard = shutdown.clone().drop_guard();
-        tokio::spawn(Arc::clone(&peers).announce(forwarder.changes(), shutdown.clone()));
+        tokio::spawn(Arc::clone(&peers).announce(changes, shutdown.clone()));
         let loggers = Mutex::new("log_levels", Vec::new());
         let held = Arc::new(HeldCalls::new());
-        Ok(Arc::new(Self { native, forwarder, peers, loggers, held, search, shutdown, _guard: guard }))
+        Ok(Arc::new(Self { native, offers, forwarder, peers, loggers, held, search, shutdown, _guard: guard }))
     }
 
     /// An MCP server over this gateway, for one client: take one for each session, and for each request without one.
@@ -199,8 +229,44 @@ impl Gateway {
             ClientRequest::CallToolRequest(call) if native_name(&call.params.name) == search_tool::NAME => {
                 self.call_search(call.params, context).await
             }
+            request if self.offers.owns(&request) => {
+                self.offers.answer(request, &context.principal, &self.status(&context.principal)).await
+            }
             request => self.forwarder.forward(request, context).await,
         }
+    }
+
+    fn status(&self, principal: &Principal) -> GatewayStatus {
+        GatewayStatus {
+            upstreams: self.forwarder.visible_upstreams(principal),
+            num_sessions: self.num_sessions(),
+            num_subscriptions: self.num_subscriptions(),
+        }
+    }
+
+    /// A client will be heard of no more.
+    pub(crate) fn session_ended(self: &Arc<Self>, session: &SessionState) {
+        self.peers.remove(session.id);
+        if !session.has_subscribed() {
+            return;
+        }
+        let unwanted = self.forwarder.forget_subscriber(session.id);
+        if !unwanted.is_empty()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let gateway = Arc::clone(self);
+            runtime.spawn(async move { gateway.forwarder.unsubscribe_upstreams(unwanted).await });
+        }
+    }
+
+    /// Resources that clients listen to.
+    pub fn num_subscriptions(&self) -> usize {
+        self.forwarder.num_subscriptions()
+    }
+
+    /// Clients that have shaken hands, and are told when a list changes.
+    pub fn num_sessions(&self) -> usize {
+        self.peers.len()
     }
 
     async fn call_search(
@@ -222,22 +288,34 @@ impl Gateway {
         outcome
     }
 
-    /// Prompts of upstreams that `principal` may get.
+    /// Native prompts, then those of upstreams, that `principal` may get.
     pub fn list_prompts(&self, principal: &Principal) -> Vec<Prompt> {
-        self.forwarder.list_prompts(principal)
+        let of_upstreams = self.forwarder.list_prompts(principal);
+        let mut prompts = self.offers.list_prompts(principal);
+        prompts.extend(of_upstreams.into_iter().filter(|prompt| !self.offers.owns_prompt(&prompt.name)));
+        prompts
     }
 
-    /// Resources of upstreams that `principal` may read.
+    /// Native resources, then those of upstreams, that `principal` may read.
     pub fn list_resources(&self, principal: &Principal) -> Vec<Resource> {
-        self.forwarder.list_resources(principal)
+        let of_upstreams = self.forwarder.list_resources(principal);
+        let mut resources = self.offers.list_resources(principal);
+        resources.extend(of_upstreams.into_iter().filter(|resource| !self.offers.owns_uri(&resource.uri)));
+        resources
     }
 
     /// Their templates.
     pub fn list_templates(&self, principal: &Principal) -> Vec<ResourceTemplate> {
-        self.forwarder.list_templates(principal)
+        let of_upstreams = self.forwarder.list_templates(principal);
+        let mut templates = self.offers.list_templates(principal);
+        templates.extend(of_upstreams.into_iter().filter(|template| !self.offers.owns_uri(&template.uri_template)));
+        templates
     }
 
     pub(crate) async fn subscribe(&self, subscriber: Subscriber, principal: &Principal) -> Result<(), GatewayError> {
+        if self.offers.owns_uri(&subscriber.uri) {
+            return Err(GatewayError::NotSubscribable(subscriber.uri));
+        }
         self.forwarder.subscribe(subscriber, principal).await
     }
 
@@ -247,6 +325,9 @@ impl Gateway {
         id: DownstreamId,
         principal: &Principal,
     ) -> Result<(), GatewayError> {
+        if self.offers.owns_uri(uri) {
+            return Err(GatewayError::NotSubscribable(uri.to_owned()));
+        }
         self.forwarder.unsubscribe(uri, id, principal).await
     }
 
@@ -280,7 +361,7 @@ impl Gateway {
     }
 
     pub(crate) fn list_changes(&self) -> ListChanges {
-        self.forwarder.changes()
+        self.forwarder.changes().with_native(self.offers.changes())
     }
 
     pub(crate) async fn shutting_down(&self) {

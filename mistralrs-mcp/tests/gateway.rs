@@ -7,8 +7,12 @@
 mod authorization;
 #[path = "gateway/faults.rs"]
 mod faults;
+#[path = "gateway/natives.rs"]
+mod natives;
 #[path = "gateway/passing_through.rs"]
 mod passing_through;
+#[path = "gateway/sampling.rs"]
+mod sampling;
 mod support;
 #[path = "gateway/url_transports.rs"]
 mod url_transports;

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use crate::bench::BenchFlags;
 use crate::config::{KvCacheType, LogFormat, PagedAttention, PoolingType, Sources, TokenSource, set};
+#[cfg(feature = "http-mcp-stream")]
+use crate::mcp_command::{NewServer, Pair, ServerChange};
 
 /// LLM inference server with an OpenAI-compatible API and an MCP gateway inside.
 #[derive(Debug, Parser)]
@@ -58,7 +60,7 @@ pub enum Command {
     Mcp(McpCommand),
 }
 
-/// What `mcp` does. All but `serve` connect the configured servers, print what they find and exit.
+/// What `mcp` does. All but `serve`, `add` and `remove` connect the configured servers and print what they find.
 #[cfg(feature = "http-mcp-stream")]
 #[derive(Debug, Clone, Subcommand)]
 pub enum McpCommand {
@@ -82,6 +84,44 @@ pub enum McpCommand {
     /// Connect each server and tell what became of it; status 1 if any failed.
     #[command(visible_alias = "status")]
     Test,
+    /// Connect servers and print what they write to their standard error and log, until Ctrl-C.
+    Logs {
+        /// Which ones [default: all]
+        names: Vec<String>,
+    },
+    /// Add a server to the file of --mcp-config, else of --config; the file is made if there is none.
+    Add(AddFlags),
+    /// Remove a server from that file.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A server for `mcp add`.
+#[cfg(feature = "http-mcp-stream")]
+#[derive(Debug, Clone, Args)]
+pub struct AddFlags {
+    /// Names it in tool names, logs and metrics: 1 to 32 of A-Z a-z 0-9 _ -
+    name: String,
+    /// Its MCP endpoint: http://, https://, ws:// or wss://
+    #[arg(long, conflicts_with = "command", required_unless_present = "command")]
+    url: Option<String>,
+    /// How it is reached, where the URL does not say it
+    #[arg(long, value_name = "NAME", conflicts_with = "command", value_parser = ["http", "sse", "websocket"])]
+    transport: Option<String>,
+    /// Header sent with each request; `$NAME` in the value is read from the environment at start; repeatable
+    #[arg(long = "header", value_name = "NAME=VALUE", conflicts_with = "command")]
+    headers: Vec<Pair>,
+    /// Variable of the child process; without a value, ours of that name; repeatable
+    #[arg(long, value_name = "NAME[=VALUE]", conflicts_with = "url")]
+    env: Vec<Pair>,
+    /// What stands before its tool names; may be empty [default: its name]
+    #[arg(long)]
+    namespace: Option<String>,
+    /// Program and arguments of a child process that speaks MCP over its standard input and output
+    #[arg(last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    command: Vec<String>,
 }
 
 /// What `config` does.
@@ -380,12 +420,29 @@ impl Command {
 
 #[cfg(feature = "http-mcp-stream")]
 impl McpCommand {
+    /// What it changes in the file that names the servers.
+    pub fn change(&self) -> Option<ServerChange> {
+        match self {
+            Self::Add(flags) => Some(ServerChange::Add(flags.clone().into())),
+            Self::Remove { name } => Some(ServerChange::Remove(name.clone())),
+            Self::Serve { .. } | Self::List | Self::Search { .. } | Self::Test | Self::Logs { .. } => None,
+        }
+    }
+
     fn write_to(&self, layer: &mut Value) {
         let Self::Serve { mcp_port } = self else { return };
         if layer.pointer("/http_mcp/port").is_none() {
             set(layer, "http_mcp.port", Some(mcp_port));
         }
         set(layer, "http_mcp.enabled", Some(true));
+    }
+}
+
+#[cfg(feature = "http-mcp-stream")]
+impl From<AddFlags> for NewServer {
+    fn from(flags: AddFlags) -> Self {
+        let AddFlags { name, url, transport, headers, env, namespace, command } = flags;
+        Self { name, namespace, transport, command, env, url, headers }
     }
 }
 
@@ -463,5 +520,34 @@ mod tests {
         check("--prot 7", "a similar argument exists: '--port'");
         check("ruun -m x", "a similar subcommand exists: 'run'");
         check("run -m x --paged-attn maybe", "[possible values: auto, on, off]");
+    }
+
+    #[cfg(feature = "http-mcp-stream")]
+    #[test]
+    fn a_server_to_add_is_a_command_or_a_url_with_what_belongs_to_it() {
+        let added = |arguments: &str| {
+            let arguments = ["mistralrs-server", "mcp", "add"].into_iter().chain(arguments.split_whitespace());
+            let cli = Cli::try_parse_from(arguments).map_err(|error| error.to_string())?;
+            match cli.command {
+                Some(Command::Mcp(command)) => Ok(format!("{:?}", command.change())),
+                other => Err(format!("{other:?}")),
+            }
+        };
+        let child = added("fs --env KEY --namespace x -- npx -y pkg --root /tmp").unwrap();
+        assert!(child.contains(r#"command: ["npx", "-y", "pkg", "--root", "/tmp"]"#), "{child}");
+        assert!(child.contains(r#"Pair { name: "KEY", value: "$KEY" }"#), "{child}");
+        let url = added("web --url https://h/sse --transport sse --header Authorization=$AUTH").unwrap();
+        assert!(url.contains(r#"transport: Some("sse")"#) && url.contains(r#"value: "$AUTH""#), "{url}");
+        for (arguments, expected) in [
+            ("fs", "--url <URL>"),
+            ("fs --url http://h -- npx", "cannot be used with"),
+            ("fs --header A=b -- npx", "cannot be used with"),
+            ("fs --header A=b", "--url <URL>"),
+            ("fs --env A=b --url http://h", "cannot be used with"),
+            ("fs --url http://h --transport carrier-pigeon", "[possible values: http, sse, websocket]"),
+        ] {
+            let refused = added(arguments).unwrap_err();
+            assert!(refused.contains(expected), "{arguments}: {refused}");
+        }
     }
 }

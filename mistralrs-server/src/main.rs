@@ -17,7 +17,7 @@ use mistralrs_server::cli::{CacheCommand, Cli, Command, ConfigCommand};
 use mistralrs_server::config::{self, Configuration, Environment, HubSettings, LogFormat, ServerSettings, Settings};
 use mistralrs_server::hub::{self, LocatedPair};
 #[cfg(feature = "http-mcp-stream")]
-use mistralrs_server::mcp_command;
+use mistralrs_server::mcp_command::{self, PendingEdit};
 use mistralrs_server::process::{self, PendingModel};
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
@@ -61,6 +61,8 @@ enum Plan {
     Bench(Box<BenchPlan>, ServerSettings),
     #[cfg(feature = "http-mcp-stream")]
     Mcp(McpCommand, Box<GatewayConfig>),
+    #[cfg(feature = "http-mcp-stream")]
+    EditServers(PendingEdit),
 }
 
 impl Plan {
@@ -70,12 +72,21 @@ impl Plan {
             Some(Command::Config(ConfigCommand::Schema)) => return Ok(Self::Print(config::json_schema())),
             _ => {}
         }
+        #[cfg(feature = "http-mcp-stream")]
+        if let Some(Command::Mcp(command)) = &cli.command
+            && let Some(change) = command.change()
+        {
+            let edit = PendingEdit::new(&change, cli.sources(), Environment::from_process())?;
+            return Ok(Self::EditServers(edit));
+        }
         let configuration = Configuration::load(cli.sources(), Environment::from_process())?;
         #[cfg(feature = "http-mcp-stream")]
         if let Some(Command::Mcp(command)) = &cli.command
             && !matches!(command, McpCommand::Serve { .. })
         {
-            return Ok(Self::Mcp(command.clone(), Box::new(configuration.gateway()?)));
+            let mut gateway = configuration.gateway()?;
+            mcp_command::select(command, &mut gateway)?;
+            return Ok(Self::Mcp(command.clone(), Box::new(gateway)));
         }
         let settings = configuration.settings()?;
         match &cli.command {
@@ -113,10 +124,20 @@ impl Plan {
             }
             #[cfg(feature = "http-mcp-stream")]
             Self::Mcp(command, gateway) => {
+                if matches!(command, McpCommand::Logs { .. }) {
+                    show_servers_words();
+                }
                 install_tls()?;
                 let report = runtime()?.block_on(mcp_command::run(&command, *gateway))?;
                 print(&report.text)?;
                 anyhow::ensure!(report.num_failed == 0, "{} of the servers could not be connected", report.num_failed);
+            }
+            #[cfg(feature = "http-mcp-stream")]
+            Self::EditServers(edit) => {
+                for warning in &edit.warnings {
+                    eprintln!("warning: {warning}");
+                }
+                print(&edit.commit()?)?;
             }
             Self::Serve { settings, model } => {
                 let runtime = prepare(&settings.server)?;
@@ -188,6 +209,13 @@ fn start_log(settings: &ServerSettings) -> anyhow::Result<()> {
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+/// What upstream servers write and log, to standard output: that is what was asked for.
+#[cfg(feature = "http-mcp-stream")]
+fn show_servers_words() {
+    let filter = EnvFilter::new("warn,mistralrs_mcp::upstream=debug");
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(io::stdout().is_terminal()).init();
 }
 
 /// The compute pools of candle and rayon are sized by the environment only, when they are first used. Two threads on one core

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mistralrs_mcp::{Gateway, GatewayMetrics, LocalTools};
+use mistralrs_core::ModelRouter;
+use mistralrs_mcp::{Gateway, GatewayMetrics, Local};
 use tokio::net::TcpListener;
 
-use crate::adapters::ModelTools;
+use crate::adapters::{ModelSampler, ModelTools, ServerOffers};
 use crate::app::AppState;
 use crate::config::McpSettings;
 use crate::http_mcp::HttpMcp;
@@ -39,7 +40,7 @@ impl McpEndpoint {
         Ok(Self { settings, listeners, gateway: None })
     }
 
-    /// Connects the upstreams and serves. `tools` are the model's own; a process without a model has none.
+    /// Connects the upstreams and serves. `models` are those that the process has or will have.
     ///
     /// # Errors
     /// [`ProcessError::Gateway`].
@@ -47,12 +48,11 @@ impl McpEndpoint {
         &mut self,
         app: &AppState,
         servers: &Servers,
-        tools: Option<ModelTools>,
+        models: Option<Arc<ModelRouter>>,
     ) -> Result<(), ProcessError> {
         let Some(McpSettings { http, gateway }) = self.settings.take() else { return Ok(()) };
         let metrics = GatewayMetrics::register(&app.registry);
-        let tools = tools.map(|tools| Arc::new(tools) as Arc<dyn LocalTools>);
-        let gateway = Gateway::start(gateway, tools, metrics).await?;
+        let gateway = Gateway::start_with(gateway, local(app, models), metrics).await?;
         self.gateway = Some(Arc::clone(&gateway));
         let router = HttpMcp::new(gateway, &http, &app.registry, servers.shutdown()).router();
         // Both answer to both paths; each is announced with the one its users write.
@@ -70,4 +70,15 @@ impl McpEndpoint {
             tracing::warn!("upstream MCP servers did not end in time and are left behind");
         }
     }
+}
+
+/// What the process has of its own. Without a model that is its status: a tool that can only fail teaches a model to fail.
+fn local(app: &AppState, models: Option<Arc<ModelRouter>>) -> Local {
+    let mut local = Local::default();
+    if let Some(models) = &models {
+        local.tools = Some(Arc::new(ModelTools::new(Arc::clone(models))));
+        local.sampler = Some(Arc::new(ModelSampler::new(Arc::clone(models))));
+    }
+    local.offers = Some(Arc::new(ServerOffers::new(Arc::clone(app), models)));
+    local
 }

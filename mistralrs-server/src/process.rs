@@ -10,8 +10,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-#[cfg(feature = "http-mcp-stream")]
-use crate::adapters::ModelTools;
 use crate::app::{self, App, AppState};
 use crate::config::{ModelSettings, ServerSettings, Settings};
 use crate::health::Stage;
@@ -98,10 +96,10 @@ pub async fn run(settings: Settings, model: Option<PendingModel>) -> Result<(), 
 
     let is_gateway_only = model.is_none();
     #[cfg(feature = "http-mcp-stream")]
-    let tools = model.as_ref().map(|_| ModelTools::new(Arc::clone(&app.models)));
+    let models = model.as_ref().map(|_| Arc::clone(&app.models));
     let loading = load(&app, model);
     #[cfg(feature = "http-mcp-stream")]
-    let starting = async { tokio::try_join!(loading, mcp.start(&app, &servers, tools)).map(|_| ()) };
+    let starting = async { tokio::try_join!(loading, mcp.start(&app, &servers, models)).map(|_| ()) };
     #[cfg(not(feature = "http-mcp-stream"))]
     let starting = loading;
     let outcome = tokio::select! {
@@ -169,8 +167,9 @@ fn end_at_signal(shutdown: CancellationToken) {
     });
 }
 
+/// Waits to be told to end, and says how.
 #[cfg(unix)]
-async fn next_signal() -> &'static str {
+pub(crate) async fn next_signal() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupt = signal(SignalKind::interrupt()).expect("the runtime has signal handling enabled");
     let mut terminate = signal(SignalKind::terminate()).expect("the runtime has signal handling enabled");
@@ -180,8 +179,9 @@ async fn next_signal() -> &'static str {
     }
 }
 
+/// Waits to be told to end.
 #[cfg(not(unix))]
-async fn next_signal() -> &'static str {
+pub(crate) async fn next_signal() -> &'static str {
     tokio::signal::ctrl_c().await.expect("the runtime has signal handling enabled");
     "Ctrl-C"
 }

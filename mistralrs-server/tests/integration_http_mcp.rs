@@ -1,6 +1,8 @@
 //! The MCP endpoint as clients of the field use it: curl, the mcp package, the Inspector, candle-vllm.
 #![cfg(feature = "http-mcp-stream")]
 
+#[path = "integration_http_mcp/leaving.rs"]
+mod leaving;
 mod support;
 
 use std::time::Duration;
@@ -226,6 +228,7 @@ async fn the_mcp_package_drives_it_in_every_mode() -> anyhow::Result<()> {
         "native_tools_are_listed_with_schemas",
         "native_tools_answer",
         "generate_reports_progress",
+        "native_resources_and_prompts_are_read",
         "mistakes_are_refused_with_a_code",
     ];
     for mode in ["legacy", "auto", "2026-07-28"] {

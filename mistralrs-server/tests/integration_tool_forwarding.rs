@@ -7,6 +7,8 @@ mod clients;
 mod faults;
 #[path = "integration_tool_forwarding/servers.rs"]
 mod servers;
+#[path = "integration_tool_forwarding/sessions.rs"]
+mod sessions;
 mod support;
 
 use std::fs;
@@ -391,6 +393,85 @@ async fn a_look_at_the_servers_needs_no_port() -> anyhow::Result<()> {
     ensure!(status.success() && found.starts_with("files::directory_tree\t"), "{found}");
     let (status, tested) = look(&["mcp", "test"]).await?;
     ensure!(status.code() == Some(1) && tested.contains("files: connected\nnone: the program"), "{tested}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_servers_write_to_their_standard_error_is_shown_until_a_signal() -> anyhow::Result<()> {
+    let child = |name: &str| {
+        let script = format!("echo {name} has no database >&2; exec sleep 600");
+        format!(
+            "[[mcp_client.servers]]\nname = {name:?}\ncommand = \"sh\"\nargs = [\"-c\", {script:?}]\nconnect_timeout_seconds = 1\n"
+        )
+    };
+    let config = child("one") + &child("two");
+    let logs = |words: &[&str]| Launch::default().selector(words).file("--config", "mistralrs.toml", &config);
+    let (status, said) = logs(&["mcp", "logs", "three"]).run_to_exit().await?;
+    ensure!(status.code() == Some(2) && said.contains("there is no server `three`"), "{said}");
+    let mut following = logs(&["mcp", "logs", "two"]).spawn()?;
+    eventually(CHILD_PATIENCE, || async {
+        let log = following.log();
+        ensure!(log.contains("stderr: two has no database") && log.contains("two: "), "{log}");
+        Ok(())
+    })
+    .await?;
+    following.terminate()?;
+    let status = following.wait_for_exit(CHILD_PATIENCE).await?;
+    ensure!(status.success() && !following.log().contains("one has"), "{status}\n{}", following.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn servers_are_added_to_a_file_and_removed_from_it() -> anyhow::Result<()> {
+    let (node, script) = require_tools!(Node, FilesystemServer);
+    let filesystem = Filesystem::new(node, script)?;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("servers.json");
+    let (command, [script, root]) = (filesystem.node.display().to_string(), filesystem.arguments());
+    let mcp = |words: &[&str]| Launch::default().option("--mcp-config", &file).selector(words).run_to_exit();
+
+    let (status, said) = mcp(&["mcp", "add", "files", "--env", "TOKEN=s3cret", "--", &command, &script, &root]).await?;
+    ensure!(status.success() && said.contains("warning: --env TOKEN") && said.contains("added `files`"), "{said}");
+    let (status, said) = mcp(&["mcp", "add", "files", "--url", "http://h"]).await?;
+    ensure!(status.code() == Some(2) && said.contains("there is a server `files` already"), "{said}");
+    let (status, list) = mcp(&["mcp", "list"]).await?;
+    ensure!(status.success() && list.contains("files::read_text_file\t"), "{list}");
+    let (status, said) = mcp(&["mcp", "remove", "file"]).await?;
+    ensure!(status.code() == Some(2) && said.contains("did you mean `files`?"), "{said}");
+    let (status, said) = mcp(&["mcp", "remove", "files"]).await?;
+    ensure!(status.success() && said.contains("removed `files`"), "{said}");
+    ensure!(serde_json::from_str::<serde_json::Value>(&fs::read_to_string(&file)?)? == json!({ "mcpServers": {} }));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_a_completion_gets_it_of_the_model_if_its_configuration_says_so() -> anyhow::Result<()> {
+    let (node, script) = require_tools!(Node, EverythingServer);
+    let child = |name: &str, keys: &str| {
+        let (command, script) = (node.display().to_string(), script.display().to_string());
+        format!(
+            "[[mcp_client.servers]]\nname = {name:?}\ncommand = {command:?}\nargs = [{script:?}, \"stdio\"]\n{keys}\n"
+        )
+    };
+    let config = child("asking", "sampling = \"local\"\nsampling_max_tokens = 24") + &child("other", "");
+    let server = Launch::model().mcp().file("--config", "mistralrs.toml", &config).start().await?;
+    let mcp = server.mcp();
+    wait_for_tool(&mcp, "other::trigger-sampling-request").await?;
+    // A bare request: nobody but the model could answer.
+    let arguments = json!({ "prompt": "What is the capital of France?", "maxTokens": 500 });
+    let answer = mcp.call_tool_text("asking::trigger-sampling-request", &arguments).await?;
+    let (_, sampled) = answer.split_once(": ").with_context(|| format!("no result: {answer}"))?;
+    let sampled: serde_json::Value = serde_json::from_str(sampled)?;
+    ensure!(sampled["model"].as_str().is_some_and(|model| model.contains("SmolLM2")), "{sampled}");
+    ensure!(sampled["role"] == "assistant" && sampled["content"]["text"].is_string(), "{sampled}");
+    // 24 tokens at most, not the 500 that it asked for.
+    let scrape = server.http().scrape().await?;
+    let generated = scrape.count("mistralrs_inter_token_latency_seconds_count", &[])? + 1;
+    ensure!(generated <= 24, "{generated} tokens were generated");
+    let call = json!({ "name": "other::trigger-sampling-request", "arguments": arguments });
+    let refused =
+        mcp.rpc("tools/call", &call).await.map_or_else(|error| error.to_string(), |result| result.to_string());
+    ensure!(refused.contains("cannot answer"), "{refused}");
     Ok(())
 }
 

@@ -10,8 +10,8 @@ use super::ConfigError;
 use super::aliases::Aliases;
 use super::endpoint::{self, HttpConfig};
 use super::sections::{
-    McpClientConfig, NamespaceStrategy, ProtocolEra, Secret, Separator, ServerConfig, ToolForwardingConfig,
-    TransportName,
+    McpClientConfig, NamespaceStrategy, ProtocolEra, SamplingMode, Secret, Separator, ServerConfig,
+    ToolForwardingConfig, TransportName,
 };
 use crate::mcp_server::namespace::NATIVE_NAMESPACE;
 use crate::mcp_server::security::AccessPolicy;
@@ -30,6 +30,8 @@ const DEFAULT_MAX_CONCURRENT_CALLS: usize = 64;
 const MAX_CONCURRENT_CALLS: usize = 4096;
 /// A longer timeout is a mistake in the unit.
 const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
+/// A page of text: what an upstream gets of the model unless its configuration says otherwise.
+const DEFAULT_SAMPLING_MAX_TOKENS: u32 = 512;
 /// Everything the gateway is configured with, checked.
 #[derive(Debug, Clone, Default)]
 pub struct GatewayConfig {
@@ -91,6 +93,23 @@ pub struct UpstreamConfig {
     pub max_concurrent_calls: usize,
     /// Of a WebSocket: after such a silence the server is asked whether it is there, and after two it is given up.
     pub keep_alive: Duration,
+    /// Who answers when it asks for a completion.
+    pub sampling: SamplingConfig,
+}
+
+/// Who answers an upstream that asks for a completion, and how much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SamplingConfig {
+    /// Who.
+    pub mode: SamplingMode,
+    /// Tokens of an answer of the local model.
+    pub max_tokens: u32,
+}
+
+impl Default for SamplingConfig {
+    fn default() -> Self {
+        Self { mode: SamplingMode::default(), max_tokens: DEFAULT_SAMPLING_MAX_TOKENS }
+    }
 }
 
 /// How an upstream is reached.
@@ -204,6 +223,7 @@ impl UpstreamConfig {
             tool_timeout: DEFAULT_TOOL_TIMEOUT,
             max_concurrent_calls: DEFAULT_MAX_CONCURRENT_CALLS,
             keep_alive: DEFAULT_KEEP_ALIVE,
+            sampling: SamplingConfig::default(),
         }
     }
 }
@@ -276,6 +296,7 @@ fn check_server(server: ServerConfig) -> Result<UpstreamConfig, ConfigError> {
     if !(1..=MAX_CONCURRENT_CALLS).contains(&max_concurrent_calls) {
         return Err(ConfigError::invalid("max_concurrent_calls", format!("must be 1 to {MAX_CONCURRENT_CALLS}")));
     }
+    let sampling = check_sampling(&server)?;
     let (name, protocol) = (server.name.clone(), server.protocol);
     let defaults = UpstreamConfig::new(&name, check_transport(server)?);
     if keep_alive.is_some() && !matches!(defaults.transport, TransportConfig::WebSocket(_)) {
@@ -288,8 +309,20 @@ fn check_server(server: ServerConfig) -> Result<UpstreamConfig, ConfigError> {
         tool_timeout: tool_timeout.unwrap_or(defaults.tool_timeout),
         max_concurrent_calls,
         keep_alive: keep_alive.unwrap_or(defaults.keep_alive),
+        sampling,
         ..defaults
     })
+}
+
+fn check_sampling(server: &ServerConfig) -> Result<SamplingConfig, ConfigError> {
+    let defaults = SamplingConfig::default();
+    match (server.sampling_max_tokens, server.sampling) {
+        (Some(0), _) => Err(ConfigError::invalid("sampling_max_tokens", "must be at least 1")),
+        (Some(_), mode) if mode != SamplingMode::Local => {
+            Err(ConfigError::invalid("sampling_max_tokens", "is of use with `sampling = \"local\"` only"))
+        }
+        (max_tokens, mode) => Ok(SamplingConfig { mode, max_tokens: max_tokens.unwrap_or(defaults.max_tokens) }),
+    }
 }
 
 fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {

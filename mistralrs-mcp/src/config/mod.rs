@@ -21,13 +21,14 @@ mod tests;
 pub use aliases::Aliases;
 pub use auth::{AuthConfig, ClientAuthentication};
 pub use checked::{
-    GatewayConfig, Namespace, NamingConfig, StdioConfig, ToolListing, TransportConfig, UpstreamConfig, UpstreamId,
+    GatewayConfig, Namespace, NamingConfig, SamplingConfig, StdioConfig, ToolListing, TransportConfig, UpstreamConfig,
+    UpstreamId,
 };
 pub use endpoint::{AuthorizationServer, HttpAuth, HttpConfig, OAuthConfig};
 pub use error::ConfigError;
 pub use file::{FileFormat, mcp_config_from_value, parse_mcp_config};
 pub use interpolate::{Environment, interpolate};
 pub use sections::{
-    McpClientConfig, NamespaceStrategy, NotYet, ProtocolEra, SearchConfig, Secret, SecurityConfig, Separator,
-    ServerConfig, ToolForwardingConfig, TransportName,
+    McpClientConfig, NamespaceStrategy, NotYet, ProtocolEra, SamplingMode, SearchConfig, Secret, SecurityConfig,
+    Separator, ServerConfig, ToolForwardingConfig, TransportName,
 };

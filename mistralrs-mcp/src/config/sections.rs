@@ -64,6 +64,24 @@ pub struct ServerConfig {
     /// Seconds of silence after which a WebSocket server is sent a ping; after twice as many the connection is opened
     /// anew. Default: 20.
     pub keep_alive_seconds: Option<f64>,
+    /// Who answers when it asks for a completion during a call (`sampling/createMessage`). Default: `client`.
+    #[serde(default)]
+    pub sampling: SamplingMode,
+    /// Tokens of an answer of the local model at most, however many are asked for. Default: 512.
+    pub sampling_max_tokens: Option<u32>,
+}
+
+/// Who answers an upstream that asks for a completion.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SamplingMode {
+    /// The client whose call is running.
+    #[default]
+    Client,
+    /// That client if it says that it can, else the model of this process.
+    Local,
+    /// Nobody.
+    Off,
 }
 
 /// How an upstream is reached.
@@ -214,6 +232,8 @@ impl ServerConfig {
             tool_timeout_seconds: None,
             max_concurrent_calls: None,
             keep_alive_seconds: None,
+            sampling: SamplingMode::default(),
+            sampling_max_tokens: None,
         }
     }
 

@@ -375,6 +375,29 @@ fn an_alias_names_a_tool_of_a_server_and_belongs_to_one() {
 }
 
 #[test]
+fn who_answers_for_completions_is_said_per_server() {
+    let checked = |keys: &str| {
+        let server: serde_json::Value = toml::from_str(&format!("name = 'a'\ncommand = 'x'\n{keys}")).unwrap();
+        let section = McpClientConfig::from_value(serde_json::json!({ "servers": [server] }));
+        let config = section.and_then(|section| GatewayConfig::from_sections(Some(section), None));
+        config.map(|config| config.upstreams[0].sampling).map_err(|error| error.to_string())
+    };
+    let config = |mode, max_tokens| Ok(SamplingConfig { mode, max_tokens });
+    assert_eq!(checked(""), config(SamplingMode::Client, 512));
+    assert_eq!(checked("sampling = 'local'"), config(SamplingMode::Local, 512));
+    assert_eq!(checked("sampling = 'local'\nsampling_max_tokens = 7"), config(SamplingMode::Local, 7));
+    assert_eq!(checked("sampling = 'off'"), config(SamplingMode::Off, 512));
+    for (keys, expected) in [
+        ("sampling = 'on'", "`mcp_client.servers[0].sampling`: unknown variant `on`"),
+        ("sampling = 'local'\nsampling_max_tokens = 0", "(a).sampling_max_tokens`: must be at least 1"),
+        ("sampling_max_tokens = 9", "(a).sampling_max_tokens`: is of use with `sampling = \"local\"` only"),
+    ] {
+        let error = checked(keys).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn a_file_that_holds_no_servers_says_what_it_needs() {
     check_toml(
         "[mcp_client]\nenabled = true\n[tool_forwarding]",

@@ -1,8 +1,8 @@
 //! A client of the endpoint, as a call sees it: where progress, questions and log messages go.
 #![expect(deprecated, reason = "sampling, roots and logging are what every client before 2026-07-28 knows")]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use rmcp::RoleServer;
@@ -13,6 +13,7 @@ use rmcp::model::{
 use rmcp::service::{Peer, RequestContext, ServiceError};
 
 use crate::downstream::{Downstream, DownstreamId};
+use crate::gateway::Gateway;
 use crate::local_tools::{ProgressSink, ProgressUpdate};
 
 /// What one client is known by, over all its requests.
@@ -20,6 +21,10 @@ pub(crate) struct SessionState {
     pub id: DownstreamId,
     /// The least severe level that it wants to hear of; until it says so, what upstreams send is passed on.
     log_level: AtomicU8,
+    /// Most never do: to forget one that did is a walk through all subscriptions.
+    has_subscribed: AtomicBool,
+    /// Told when it is gone.
+    gateway: Weak<Gateway>,
 }
 
 /// The client that made a request.
@@ -41,8 +46,24 @@ enum Era {
 
 impl SessionState {
     /// Of a client that nobody knew before.
-    pub fn new() -> Self {
-        Self { id: DownstreamId::unique(), log_level: AtomicU8::new(severity(LoggingLevel::Debug)) }
+    pub fn new(gateway: &Arc<Gateway>) -> Self {
+        let log_level = AtomicU8::new(severity(LoggingLevel::Debug));
+        Self {
+            id: DownstreamId::unique(),
+            log_level,
+            has_subscribed: AtomicBool::new(false),
+            gateway: Arc::downgrade(gateway),
+        }
+    }
+
+    /// Remembers that it listens to a resource.
+    pub fn subscribed(&self) {
+        self.has_subscribed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it ever did.
+    pub fn has_subscribed(&self) -> bool {
+        self.has_subscribed.load(Ordering::Relaxed)
     }
 
     pub fn set_log_level(&self, level: LoggingLevel) {
@@ -52,6 +73,14 @@ impl SessionState {
     /// What [`severity`] gives.
     pub fn log_level(&self) -> u8 {
         self.log_level.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for SessionState {
+    fn drop(&mut self) {
+        if let Some(gateway) = self.gateway.upgrade() {
+            gateway.session_ended(self);
+        }
     }
 }
 

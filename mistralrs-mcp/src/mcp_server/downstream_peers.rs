@@ -1,5 +1,6 @@
 //! Downstream sessions that are told when a list changes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::downstream::DownstreamId;
+
 /// Sessions beyond this are served but not told; they list again when they like.
 const MAX_PEERS: usize = 4096;
 /// A session whose stream is full or not open is not waited for longer.
@@ -19,13 +22,15 @@ const NOTIFY_TIMEOUT: Duration = Duration::from_secs(1);
 const SETTLE_TIME: Duration = Duration::from_millis(50);
 
 /// Peers of live sessions; sessions come and go on any thread.
-pub(crate) struct DownstreamPeers(Mutex<Vec<Peer<RoleServer>>>);
+pub(crate) struct DownstreamPeers(Mutex<HashMap<DownstreamId, Peer<RoleServer>>>);
 
 /// Each changes when a list of that kind does.
 pub(crate) struct ListChanges {
     pub tools: watch::Receiver<()>,
     pub prompts: watch::Receiver<()>,
     pub resources: watch::Receiver<()>,
+    /// Native resources, if there are any.
+    native: Option<watch::Receiver<()>>,
 }
 
 /// A list that changed.
@@ -37,12 +42,24 @@ pub(crate) enum ChangedList {
 }
 
 impl ListChanges {
+    /// Of upstreams alone.
+    pub fn new([tools, prompts, resources]: [watch::Receiver<()>; 3]) -> Self {
+        Self { tools, prompts, resources, native: None }
+    }
+
+    /// And of what is native.
+    #[must_use]
+    pub fn with_native(self, native: Option<watch::Receiver<()>>) -> Self {
+        Self { native, ..self }
+    }
+
     /// The next list that changed; `None` if none will any more.
     pub async fn next(&mut self) -> Option<ChangedList> {
         let (changed, list) = tokio::select! {
             changed = self.tools.changed() => (changed, ChangedList::Tools),
             changed = self.prompts.changed() => (changed, ChangedList::Prompts),
             changed = self.resources.changed() => (changed, ChangedList::Resources),
+            changed = changed(self.native.as_mut()) => (changed, ChangedList::Resources),
         };
         changed.is_ok().then_some(list)
     }
@@ -51,25 +68,47 @@ impl ListChanges {
         match list {
             ChangedList::Tools => self.tools.mark_unchanged(),
             ChangedList::Prompts => self.prompts.mark_unchanged(),
-            ChangedList::Resources => self.resources.mark_unchanged(),
+            ChangedList::Resources => {
+                self.resources.mark_unchanged();
+                if let Some(native) = &mut self.native {
+                    native.mark_unchanged();
+                }
+            }
         }
+    }
+}
+
+/// Never, where there is nothing that could.
+async fn changed(changes: Option<&mut watch::Receiver<()>>) -> Result<(), watch::error::RecvError> {
+    match changes {
+        Some(changes) => changes.changed().await,
+        None => std::future::pending().await,
     }
 }
 
 impl DownstreamPeers {
     pub fn new() -> Self {
-        Self(Mutex::new("downstream_peers", Vec::new()))
+        Self(Mutex::new("downstream_peers", HashMap::new()))
     }
 
-    /// Remembers a session that has shaken hands.
-    pub fn add(&self, peer: Peer<RoleServer>) {
+    /// Remembers a session that has shaken hands, until it is removed.
+    pub fn add(&self, id: DownstreamId, peer: Peer<RoleServer>) {
         let mut peers = self.0.lock();
-        if peers.len() >= MAX_PEERS {
-            peers.retain(|peer| !peer.is_transport_closed());
-        }
         if peers.len() < MAX_PEERS {
-            peers.push(peer);
+            peers.insert(id, peer);
         }
+    }
+
+    /// Forgets one that has ended.
+    pub fn remove(&self, id: DownstreamId) {
+        let removed = self.0.lock().remove(&id);
+        // Its channels are freed outside of the lock.
+        drop(removed);
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.lock().len()
     }
 
     /// Tells all of them whenever a list changes, until `shutdown`.
@@ -83,9 +122,8 @@ impl DownstreamPeers {
     }
 
     fn live(&self) -> Vec<Peer<RoleServer>> {
-        let mut peers = self.0.lock();
-        peers.retain(|peer| !peer.is_transport_closed());
-        peers.clone()
+        let peers = self.0.lock();
+        peers.values().filter(|peer| !peer.is_transport_closed()).cloned().collect()
     }
 }
 

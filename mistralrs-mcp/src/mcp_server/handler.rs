@@ -41,7 +41,8 @@ pub struct GatewayHandler {
 
 impl GatewayHandler {
     pub(crate) fn new(gateway: Arc<Gateway>) -> Self {
-        Self { gateway, session: Arc::new(SessionState::new()) }
+        let session = Arc::new(SessionState::new(&gateway));
+        Self { gateway, session }
     }
 
     async fn forward(
@@ -56,7 +57,7 @@ impl GatewayHandler {
             let downstream = PeerDownstream::new(&context, Arc::clone(&self.session));
             let progress = progress(&context).map(|progress| Arc::new(progress) as Arc<dyn ProgressSink>);
             let context = CallContext { downstream: Some(Arc::new(downstream)), progress, ..call_context(&context) };
-            forward_with_answers(&self.gateway, request, &context).await?
+            without_cache_hints(forward_with_answers(&self.gateway, request, &context).await?)
         };
         mark_complete(&mut result);
         Ok(result)
@@ -173,7 +174,7 @@ impl ServerHandler for GatewayHandler {
     }
 
     async fn on_initialized(&self, context: NotificationContext<RoleServer>) {
-        self.gateway.downstream_peers().add(context.peer);
+        self.gateway.downstream_peers().add(self.session.id, context.peer);
     }
 
     list!(list_tools, ListToolsResult, list_tools);
@@ -257,6 +258,7 @@ impl ServerHandler for GatewayHandler {
         context: RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
         let principal = principal(&context);
+        self.session.subscribed();
         let subscriber = Subscriber { id: self.session.id, uri: request.uri, sink: Sink::Session(context.peer) };
         self.gateway.subscribe(subscriber, &principal).await.map_err(to_error_data)
     }
@@ -312,6 +314,14 @@ fn mark_complete(result: &mut ServerResult) {
         _ => return,
     };
     result_type.get_or_insert(ResultType::COMPLETE);
+}
+
+/// Older revisions have no such fields.
+fn without_cache_hints(mut result: ServerResult) -> ServerResult {
+    if let ServerResult::ReadResourceResult(read) = &mut result {
+        (read.ttl_ms, read.cache_scope) = (None, None);
+    }
+    result
 }
 
 fn unexpected() -> ErrorData {

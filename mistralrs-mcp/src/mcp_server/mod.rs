@@ -7,10 +7,13 @@ pub(crate) mod downstream_peers;
 pub mod handler;
 pub(crate) mod held_calls;
 pub mod namespace;
+pub(crate) mod native_offers;
 pub(crate) mod native_tools;
 #[cfg_attr(not(feature = "tool-forwarding"), expect(dead_code, reason = "there are no upstreams in this build"))]
 pub(crate) mod offers;
 mod questions;
+#[cfg(feature = "tool-forwarding")]
+pub(crate) mod sampling;
 #[cfg(feature = "tool-forwarding")]
 pub(crate) mod search;
 pub mod search_tool;
@@ -65,6 +68,8 @@ pub fn to_error_data(error: GatewayError) -> ErrorData {
         GatewayError::UnknownTool(_)
         | GatewayError::UnknownPrompt(_)
         | GatewayError::AmbiguousTool { .. }
+        | GatewayError::InvalidPromptArguments { .. }
+        | GatewayError::NotSubscribable(_)
         | GatewayError::Denied { .. }
         | GatewayError::InvalidArguments { .. } => ErrorData::invalid_params(error.to_string(), None),
         GatewayError::Unavailable { .. }

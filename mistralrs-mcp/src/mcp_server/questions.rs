@@ -11,7 +11,7 @@ use crate::error::GatewayError;
 use crate::gateway::{CallContext, Gateway};
 
 /// What asks more often never ends.
-const MAX_ROUNDS: usize = 10;
+pub(super) const MAX_ROUNDS: usize = 10;
 /// Before a call is repeated for an upstream that only asks for patience.
 const PATIENCE: Duration = Duration::from_millis(250);
 
@@ -30,10 +30,19 @@ pub(super) async fn forward_with_answers(
             result => return Ok(result),
         }
     }
-    Err(GatewayError::Unanswered { reason: format!("it was asked {MAX_ROUNDS} times") })
+    Err(too_many_rounds())
 }
 
-async fn put_answers(
+/// What becomes of a call that is answered with questions for ever.
+pub(super) fn too_many_rounds() -> GatewayError {
+    GatewayError::Unanswered { reason: format!("it was asked {MAX_ROUNDS} times") }
+}
+
+/// Asks who `context` says, and puts the answers into `request`.
+///
+/// # Errors
+/// [`GatewayError::Unanswered`].
+pub(super) async fn put_answers(
     request: &mut ClientRequest,
     needed: InputRequiredResult,
     context: &CallContext,

@@ -90,6 +90,28 @@ impl Subscriptions {
         is_last
     }
 
+    /// Forgets a client; returns what it was the last subscriber to.
+    pub fn remove_all(&self, id: DownstreamId) -> Vec<Owned> {
+        let mut all = self.by_resource.lock();
+        let mut unwanted = Vec::new();
+        all.retain(|resource, subscribers| {
+            subscribers.retain(|subscriber| subscriber.id != id);
+            if subscribers.is_empty() {
+                unwanted.push(resource.clone());
+            }
+            !subscribers.is_empty()
+        });
+        if !unwanted.is_empty() {
+            self.changed.send_replace(());
+        }
+        unwanted
+    }
+
+    /// How many there are, of all clients.
+    pub fn len(&self) -> usize {
+        self.by_resource.lock().values().map(Vec::len).sum()
+    }
+
     /// What somebody wants to hear of, of the upstream at `place`: for a connection that is opened anew.
     pub fn wanted_of(&self, place: usize) -> Vec<String> {
         let all = self.by_resource.lock();

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::catalog::{Catalog, CatalogTool};
 use super::downstream_peers::ListChanges;
 use super::offers::{Offers, Owned};
+use super::sampling::AskableCall;
 use super::search_tool::ToolQuery;
 use super::security::{AccessPolicy, Decision};
 use super::subscriptions::{Subscriber, Subscriptions};
@@ -26,6 +27,7 @@ use crate::config::GatewayConfig;
 use crate::downstream::DownstreamId;
 use crate::error::GatewayError;
 use crate::gateway::{CallContext, Principal, UpstreamStatus};
+use crate::local_sampler::LocalSampler;
 use crate::metrics::GatewayMetrics;
 use crate::reliability::{self, CallLimits, IsRepeatable, RetryPolicy};
 use crate::upstream::{Shared, Supervisor, Upstream};
@@ -36,6 +38,8 @@ pub(crate) struct ToolForwarder {
     policy: AccessPolicy,
     /// In configuration order, as the catalog counts them.
     upstreams: Vec<Arc<Upstream>>,
+    /// Answers upstreams whose configuration allows it.
+    sampler: Option<Arc<dyn LocalSampler>>,
     metrics: GatewayMetrics,
     /// Supervisors, and connections that are being closed.
     tasks: TaskTracker,
@@ -47,7 +51,12 @@ pub(crate) struct ToolForwarder {
 impl ToolForwarder {
     /// Connects all upstreams at once, and returns when each has answered or its connect timeout is over. `native` names
     /// are never given to an upstream's tool.
-    pub async fn start(config: GatewayConfig, native: HashSet<String>, metrics: GatewayMetrics) -> Self {
+    pub async fn start(
+        config: GatewayConfig,
+        native: HashSet<String>,
+        sampler: Option<Arc<dyn LocalSampler>>,
+        metrics: GatewayMetrics,
+    ) -> Self {
         let shared = Arc::new(Shared {
             catalog: Catalog::new(&config.upstreams, config.naming.clone(), native, metrics.clone()),
             offers: Offers::new(&config.upstreams, config.naming),
@@ -67,12 +76,19 @@ impl ToolForwarder {
             tasks.spawn(supervisor.run());
         }
         join_all(upstreams.iter().map(|upstream| upstream.first_attempt())).await;
-        Self { shared, policy: config.access, upstreams, metrics, tasks, shutdown, _guard: guard }
+        Self { shared, policy: config.access, upstreams, sampler, metrics, tasks, shutdown, _guard: guard }
     }
 
     /// How the upstreams stand, in configuration order.
     pub fn upstreams(&self) -> Vec<UpstreamStatus> {
         self.upstreams.iter().map(|upstream| upstream.status()).collect()
+    }
+
+    /// The same of those whose namespace `principal` may see.
+    pub fn visible_upstreams(&self, principal: &Principal) -> Vec<UpstreamStatus> {
+        let is_visible =
+            |upstream: &&Arc<Upstream>| self.policy.allows_namespace(principal, upstream.namespace().as_str());
+        self.upstreams.iter().filter(is_visible).map(|upstream| upstream.status()).collect()
     }
 
     /// What `principal` may call, in catalog order.
@@ -114,12 +130,13 @@ impl ToolForwarder {
         let upstream = &self.upstreams[target.upstream];
         let deadline = upstream.deadline(started, context.deadline);
         let limits = CallLimits { tool: &target.name, started, deadline, cancellation: &context.cancellation };
+        let call = AskableCall::new(context, upstream.sampling(), self.sampler.as_ref());
         let outcome = async {
             target.authorize(&self.policy, &context.principal)?;
             // Arguments are an object by their type; whether they fit the schema is checked by the tool's owner.
             reliability::run(&RetryPolicy::LOCAL_LLM, limits, IsRepeatable(target.is_repeatable), || {
                 // Boxed: what a call waits for is large, and every layer above would carry it.
-                Box::pin(upstream.send(target.request.clone(), deadline, context))
+                Box::pin(call.send(upstream, target.request.clone(), deadline))
             })
             .await
         }
@@ -148,10 +165,24 @@ impl ToolForwarder {
     pub async fn unsubscribe(&self, uri: &str, id: DownstreamId, principal: &Principal) -> Result<(), GatewayError> {
         let resource = self.names(principal).resource(uri)?;
         if self.shared.subscriptions.remove(&resource, id) {
-            let request = UnsubscribeRequest::new(UnsubscribeRequestParams::new(resource.name.clone())).into();
-            self.tell(&resource, request).await;
+            self.unsubscribe_upstream(&resource).await;
         }
         Ok(())
+    }
+
+    /// Forgets the subscriptions of a client that is gone; returns what nobody wants to hear of any more.
+    pub fn forget_subscriber(&self, id: DownstreamId) -> Vec<Owned> {
+        self.shared.subscriptions.remove_all(id)
+    }
+
+    /// Tells upstreams that nobody wants to hear of these.
+    pub async fn unsubscribe_upstreams(&self, resources: Vec<Owned>) {
+        join_all(resources.iter().map(|resource| self.unsubscribe_upstream(resource))).await;
+    }
+
+    /// Subscriptions of all clients.
+    pub fn num_subscriptions(&self) -> usize {
+        self.shared.subscriptions.len()
     }
 
     /// Asks all upstreams that log to say as much as the most curious client wants.
@@ -164,7 +195,7 @@ impl ToolForwarder {
     /// What changes when a list does.
     pub fn changes(&self) -> ListChanges {
         let (prompts, resources) = self.shared.offers.changes();
-        ListChanges { tools: self.shared.catalog.changes(), prompts, resources }
+        ListChanges::new([self.shared.catalog.changes(), prompts, resources])
     }
 
     /// Ends all connections. Children have ended when it returns.
@@ -180,6 +211,11 @@ impl ToolForwarder {
 
     fn names<'a>(&'a self, principal: &'a Principal) -> Names<'a> {
         Names { catalog: &self.shared.catalog, offers: &self.shared.offers, policy: &self.policy, principal }
+    }
+
+    async fn unsubscribe_upstream(&self, resource: &Owned) {
+        let request = UnsubscribeRequest::new(UnsubscribeRequestParams::new(resource.name.clone())).into();
+        self.tell(resource, request).await;
     }
 
     async fn tell(&self, resource: &Owned, request: ClientRequest) {

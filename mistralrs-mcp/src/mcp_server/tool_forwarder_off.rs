@@ -2,18 +2,21 @@
 #![expect(deprecated, reason = "what 2026-07-28 removed is what every client before it asks for")]
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use rmcp::model::{ClientRequest, LoggingLevel, Prompt, Resource, ResourceTemplate, ServerResult, Tool};
 use serde_json::Value;
 use tokio::sync::watch;
 
 use super::downstream_peers::ListChanges;
+use super::offers::Owned;
 use super::search_tool::ToolQuery;
 use super::subscriptions::Subscriber;
 use crate::config::GatewayConfig;
 use crate::downstream::DownstreamId;
 use crate::error::GatewayError;
 use crate::gateway::{CallContext, Principal, UpstreamStatus};
+use crate::local_sampler::LocalSampler;
 use crate::metrics::GatewayMetrics;
 
 /// Stands where the forwarder stands in other builds.
@@ -28,11 +31,20 @@ pub(crate) struct ToolForwarder {
     reason = "the forwarder's signatures, in a build that forwards nothing"
 )]
 impl ToolForwarder {
-    pub async fn start(_config: GatewayConfig, _native: HashSet<String>, metrics: GatewayMetrics) -> Self {
+    pub async fn start(
+        _config: GatewayConfig,
+        _native: HashSet<String>,
+        _sampler: Option<Arc<dyn LocalSampler>>,
+        metrics: GatewayMetrics,
+    ) -> Self {
         Self { metrics, unchanging: watch::Sender::new(()) }
     }
 
     pub fn upstreams(&self) -> Vec<UpstreamStatus> {
+        Vec::new()
+    }
+
+    pub fn visible_upstreams(&self, _principal: &Principal) -> Vec<UpstreamStatus> {
         Vec::new()
     }
 
@@ -75,11 +87,20 @@ impl ToolForwarder {
         Err(GatewayError::UnknownResource(uri.to_owned()))
     }
 
+    pub fn forget_subscriber(&self, _id: DownstreamId) -> Vec<Owned> {
+        Vec::new()
+    }
+
+    pub async fn unsubscribe_upstreams(&self, _resources: Vec<Owned>) {}
+
+    pub fn num_subscriptions(&self) -> usize {
+        0
+    }
+
     pub async fn set_log_level(&self, _level: LoggingLevel) {}
 
     pub fn changes(&self) -> ListChanges {
-        let unchanging = || self.unchanging.subscribe();
-        ListChanges { tools: unchanging(), prompts: unchanging(), resources: unchanging() }
+        ListChanges::new(std::array::from_fn(|_| self.unchanging.subscribe()))
     }
 
     pub async fn shutdown(&self) {}

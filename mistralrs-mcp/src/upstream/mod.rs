@@ -28,7 +28,7 @@ use connection::Connection;
 use credentials::Credentials;
 pub(crate) use supervisor::Supervisor;
 
-use crate::config::{UpstreamConfig, UpstreamId};
+use crate::config::{Namespace, SamplingConfig, UpstreamConfig, UpstreamId};
 use crate::error::GatewayError;
 use crate::gateway::CallContext;
 use crate::gateway::UpstreamStatus;
@@ -92,6 +92,16 @@ impl Upstream {
             Link::Ended => Some("the gateway is shutting down".to_owned()),
         };
         UpstreamStatus { id: self.id().clone(), failure }
+    }
+
+    /// What stands before its tool names.
+    pub fn namespace(&self) -> &Namespace {
+        &self.config.namespace
+    }
+
+    /// Who answers when it asks for a completion.
+    pub fn sampling(&self) -> SamplingConfig {
+        self.config.sampling
     }
 
     /// When a call that began at `started` must end here, if its caller waits until `deadline`.

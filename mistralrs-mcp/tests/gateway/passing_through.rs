@@ -13,11 +13,11 @@ async fn gateway(era: &str) -> TestGateway {
     Setup::new().with(everything("docs", era)).start().await
 }
 
-fn listed<'a>(answer: &'a Value, list: &str, key: &str) -> Vec<&'a str> {
+pub fn listed<'a>(answer: &'a Value, list: &str, key: &str) -> Vec<&'a str> {
     answer["result"][list].as_array().unwrap().iter().map(|entry| entry[key].as_str().unwrap()).collect()
 }
 
-fn meta(capabilities: &Value) -> Value {
+pub fn meta(capabilities: &Value) -> Value {
     json!({
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "0"},
@@ -25,7 +25,7 @@ fn meta(capabilities: &Value) -> Value {
     })
 }
 
-fn is_request(message: &Value) -> bool {
+pub fn is_request(message: &Value) -> bool {
     message["method"].is_string() && !message["id"].is_null()
 }
 

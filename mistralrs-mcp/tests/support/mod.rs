@@ -3,6 +3,7 @@
 pub mod authorization_server;
 pub mod downstream;
 pub mod http_upstream;
+pub mod natives;
 pub mod url_upstreams;
 
 use std::collections::BTreeMap;
@@ -18,8 +19,8 @@ use mistralrs_mcp::config::{
 use mistralrs_mcp::mcp_server::security::AccessPolicy;
 use mistralrs_mcp::rmcp::model::{CallToolResult, ContentBlock, JsonObject, Tool};
 use mistralrs_mcp::{
-    CallContext, Gateway, GatewayError, GatewayMetrics, LocalTool, LocalToolError, LocalTools, Principal, ProgressSink,
-    ToolCall,
+    CallContext, Gateway, GatewayError, GatewayMetrics, Local, LocalOffers, LocalSampler, LocalTool, LocalToolError,
+    LocalTools, Principal, ProgressSink, ToolCall,
 };
 use prometheus::{Registry, TextEncoder};
 use serde_json::{Value, json};
@@ -31,6 +32,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 #[derive(Default)]
 pub struct Setup {
     config: GatewayConfig,
+    offers: Option<Arc<dyn LocalOffers>>,
+    sampler: Option<Arc<dyn LocalSampler>>,
 }
 
 pub struct TestGateway {
@@ -68,11 +71,24 @@ impl Setup {
         self
     }
 
+    /// With resources and prompts of its own.
+    pub fn offering(mut self, offers: impl LocalOffers) -> Self {
+        self.offers = Some(Arc::new(offers));
+        self
+    }
+
+    /// With a model that upstreams may ask.
+    pub fn sampled_by(mut self, sampler: impl LocalSampler) -> Self {
+        self.sampler = Some(Arc::new(sampler));
+        self
+    }
+
     pub async fn start(self) -> TestGateway {
         let registry = Registry::new();
         let metrics = GatewayMetrics::register(&registry);
-        let local: Arc<dyn LocalTools> = Arc::new(FakeModel);
-        let start = Gateway::start(self.config, Some(local), metrics);
+        let tools: Option<Arc<dyn LocalTools>> = Some(Arc::new(FakeModel));
+        let local = Local { tools, offers: self.offers, sampler: self.sampler };
+        let start = Gateway::start_with(self.config, local, metrics);
         let gateway = tokio::time::timeout(PATIENCE, start).await.unwrap().unwrap();
         TestGateway { gateway, registry }
     }

@@ -18,6 +18,9 @@ pub(super) struct GeneratedText {
     pub finish_reason: &'static str,
     /// What was used.
     pub usage: TokenUsage,
+    /// Of the request's stop strings, the one that ended it.
+    #[serde(skip)]
+    pub stop_string: Option<String>,
 }
 
 /// Token counts of one call, by OpenAI's names.
@@ -62,7 +65,7 @@ pub(super) async fn collect(
 ) -> Result<GeneratedText, String> {
     let mut text = String::new();
     let mut reporter = Reporter { progress, num_reports: 0.0 };
-    let reason = loop {
+    let end = loop {
         let event = tokio::select! {
             biased;
             () = cancellation.cancelled() => return Err("the call was cancelled".to_owned()),
@@ -80,8 +83,8 @@ pub(super) async fn collect(
             () = cancellation.cancelled() => return Err("the call was cancelled".to_owned()),
             () = reporter.report(&text[reported..]) => {}
         }
-        if let Some(reason) = ended {
-            break reason;
+        if let Some(end) = ended {
+            break end;
         }
     };
     // The usage is final once the stream is.
@@ -89,7 +92,8 @@ pub(super) async fn collect(
     let usage = events.usage();
     Ok(GeneratedText {
         text,
-        finish_reason: reason.as_str(),
+        finish_reason: end.reason.as_str(),
+        stop_string: end.stop_string,
         usage: TokenUsage {
             prompt_tokens: usage.num_prompt_tokens,
             completion_tokens: usage.num_completion_tokens,
@@ -98,14 +102,20 @@ pub(super) async fn collect(
     })
 }
 
+/// How a text ended.
+struct TextEnd {
+    reason: FinishReason,
+    stop_string: Option<String>,
+}
+
 /// Adds a piece, or says how the text ended.
-fn accept(event: Option<TextEvent>, text: &mut String) -> Result<Option<FinishReason>, String> {
+fn accept(event: Option<TextEvent>, text: &mut String) -> Result<Option<TextEnd>, String> {
     match event {
         Some(TextEvent::Delta { text: piece, .. }) => {
             text.push_str(&piece);
             Ok(None)
         }
-        Some(TextEvent::Finished { reason, .. }) => Ok(Some(reason)),
+        Some(TextEvent::Finished { reason, stop_string, .. }) => Ok(Some(TextEnd { reason, stop_string })),
         Some(TextEvent::Refused { error, .. }) => Err(error.to_string()),
         Some(TextEvent::Failed { message, .. }) => Err(message),
         None => Err("the generation ended without a reason".to_owned()),

@@ -1,10 +1,14 @@
-//! Where the two halves of the process meet: the model, as the native tools of the MCP gateway.
+//! Where the two halves of the process meet: the model, as what the MCP gateway has of its own: tools, resources, prompts, and
+//! answers for upstreams.
 //!
 //! A process without a model has no native tools at all: a tool that can only fail teaches a model to fail.
 
 mod arguments;
 mod embedding;
 mod generation;
+mod offers;
+mod resource_uri;
+mod sampler;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -13,7 +17,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use mistralrs_core::model::{Model, SpecialTokens};
-use mistralrs_core::{GenerateRequest, ModelRouter, RequestError};
+use mistralrs_core::{GenerateRequest, ModelRouter, RequestError, TextStream};
 use mistralrs_mcp::rmcp::model::{CallToolResult, ContentBlock, JsonObject};
 use mistralrs_mcp::{LocalTool, LocalToolError, LocalTools, ProgressSink};
 use schemars::JsonSchema;
@@ -24,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 use self::arguments::{ChatArguments, DEFAULT_MAX_TOKENS, GenerateArguments, ListModelsArguments, TokenizeArguments};
 use self::embedding::{EmbedArguments, EmbeddedTexts};
 use self::generation::{GeneratedText, collect};
+pub use self::offers::ServerOffers;
+pub use self::sampler::ModelSampler;
 use self::schema::json_schema;
 
 /// The loaded models as MCP tools: `generate`, `chat`, `embed`, `tokenize`, `list_models`.
@@ -128,13 +134,7 @@ impl ModelTools {
     }
 
     fn route(&self, requested: Option<&str>) -> Result<Model, Failure> {
-        self.models.route(requested.unwrap_or_default()).map_err(|error| match error {
-            // The endpoint answers while the model is being read from disk.
-            RequestError::UnknownModel { available, .. } if available.is_empty() => {
-                Failure::Refused("no model is loaded yet; try again in a moment".to_owned())
-            }
-            error => error.into(),
-        })
+        route(Some(&self.models), requested)
     }
 
     async fn run(
@@ -144,18 +144,12 @@ impl ModelTools {
         progress: Option<&dyn ProgressSink>,
         cancellation: CancellationToken,
     ) -> Result<CallToolResult, Failure> {
-        let is_limit_ours = request.max_tokens.is_none();
-        if is_limit_ours {
-            request.max_tokens = Some(DEFAULT_MAX_TOKENS);
-        }
         let submit = async {
-            match model.generate(request.clone()).await {
-                // Our own default must not refuse a long prompt: what is left of the context will do.
-                Err(RequestError::TooLong { .. }) if is_limit_ours => {
-                    model.generate(GenerateRequest { max_tokens: None, ..request }).await
-                }
-                outcome => outcome,
+            if request.max_tokens.is_some() {
+                return model.generate(request).await;
             }
+            request.max_tokens = Some(DEFAULT_MAX_TOKENS);
+            generate_within_context(model, request).await
         };
         let mut events = tokio::select! {
             biased;
@@ -186,6 +180,27 @@ impl ModelTools {
         let models = self.models.models().iter().map(LoadedModel::from).collect::<Vec<_>>();
         let names = models.iter().map(|model| model.id.as_str()).collect::<Vec<_>>().join("\n");
         Ok(structured(names, &ModelList { models }))
+    }
+}
+
+/// The model of this id, or the first one loaded.
+fn route(models: Option<&ModelRouter>, requested: Option<&str>) -> Result<Model, Failure> {
+    let Some(models) = models else { return Err(Failure::Refused("this process has no model".to_owned())) };
+    models.route(requested.unwrap_or_default()).map_err(|error| match error {
+        // The endpoint answers while the model is being read from disk.
+        RequestError::UnknownModel { available, .. } if available.is_empty() => {
+            Failure::Refused("no model is loaded yet; try again in a moment".to_owned())
+        }
+        error => error.into(),
+    })
+}
+
+/// Starts a request whose limit of tokens is not its author's: it must not refuse a long prompt, for which what is left of
+/// the context will do.
+async fn generate_within_context(model: &Model, request: GenerateRequest) -> Result<TextStream, RequestError> {
+    match model.generate(request.clone()).await {
+        Err(RequestError::TooLong { .. }) => model.generate(GenerateRequest { max_tokens: None, ..request }).await,
+        outcome => outcome,
     }
 }
 

@@ -24,6 +24,16 @@ impl Environment {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// The same with `name` set to `value` where it is unset.
+    #[cfg(feature = "http-mcp-stream")]
+    #[must_use]
+    pub fn or(mut self, name: &str, value: &str) -> Self {
+        if self.get(name).is_none() {
+            self.0.insert(name.to_owned(), value.to_owned());
+        }
+        self
+    }
+
     /// The configuration file that the environment names.
     pub fn config_file(&self) -> Option<PathBuf> {
         self.get("MISTRALRS_CONFIG").map(PathBuf::from)

@@ -393,6 +393,13 @@ pub struct HttpMcpSection {
     /// Bytes one request body may have; more is 413. Default: the server's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_body_bytes: Option<NonZeroUsize>,
+    /// Sessions at once, of clients of revisions before 2026-07-28; more get 503 unless one has been idle for a minute.
+    /// Default 1024.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<NonZeroUsize>,
+    /// Seconds after which a session that nobody uses is closed. Default 1800.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_idle_secs: Option<NonZeroU32>,
 }
 
 impl HttpMcpSection {

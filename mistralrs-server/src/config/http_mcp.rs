@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 /// Everything the MCP endpoint knows of the configuration. Checked: a non-loopback address always comes with keys.
 #[derive(Debug, Clone)]
@@ -22,6 +23,10 @@ pub struct HttpMcpConfig {
     pub rate_limit: Option<RateLimitConfig>,
     /// Bytes one request body may have; more is 413.
     pub max_body_bytes: usize,
+    /// Sessions at once; more get 503.
+    pub max_sessions: usize,
+    /// A session that no request and no open stream used for this long is closed.
+    pub session_idle_limit: Duration,
     /// Routes that speak MCP, each with a leading slash.
     pub paths: Vec<String>,
 }

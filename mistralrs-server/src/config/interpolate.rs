@@ -84,6 +84,26 @@ fn replace(text: &str, environment: &Environment, used: &mut Vec<(String, String
     Ok(Some(out))
 }
 
+/// Variables that `text` refers to, without a default, and that `environment` does not have; each once.
+#[cfg(feature = "http-mcp-stream")]
+pub(crate) fn unset_variables(text: &str, environment: &Environment) -> Vec<String> {
+    let mut unset = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            rest = after;
+        } else if let Ok(Some((reference, after))) = Reference::parse(rest) {
+            let is_missing = reference.default.is_none() && environment.get(reference.name).is_none();
+            if is_missing && !unset.iter().any(|known| known == reference.name) {
+                unset.push(reference.name.to_owned());
+            }
+            rest = after;
+        }
+    }
+    unset
+}
+
 struct Reference<'a> {
     name: &'a str,
     default: Option<&'a str>,

@@ -27,8 +27,12 @@ use source::SourceFile;
 
 pub use environment::Environment;
 pub use error::ConfigError;
+#[cfg(feature = "http-mcp-stream")]
+pub(crate) use error::nearest;
 pub use file::{ConfigFile, KvCacheType, LogFormat, ModelFormat, PagedAttention, PoolingType, TokenSource};
 pub use http_mcp::{HttpMcpConfig, RateLimitConfig};
+#[cfg(feature = "http-mcp-stream")]
+pub(crate) use interpolate::unset_variables;
 pub(crate) use layers::set;
 pub use print::json_schema;
 #[cfg(feature = "http-mcp-stream")]

@@ -22,6 +22,12 @@ const MAX_BLOCK_SIZE: usize = 256;
 /// Guesses per sequence and step: each is a row of logits, and chains of right ones are rarely longer.
 const MAX_DRAFT_TOKENS: usize = 64;
 
+/// Each MCP session is two tasks and a few small queues; a client that wants more is better served without.
+const DEFAULT_MAX_SESSIONS: usize = 1_024;
+
+/// An MCP client that thinks for longer opens a new session without a word.
+const DEFAULT_SESSION_IDLE: Duration = Duration::from_mins(30);
+
 #[cfg(feature = "http-mcp-stream")]
 const NOTHING_TO_SERVE: &str =
     "nothing to serve: name a model (`run -m MODEL`), or a port for the MCP gateway alone (`--http-mcp-port PORT`)";
@@ -324,6 +330,10 @@ impl Configuration {
             allowed_hosts: section.allowed_hosts.clone(),
             rate_limit: rate_limit(section.rate_limit),
             max_body_bytes: section.max_body_bytes.map_or(server.max_body_bytes, NonZeroUsize::get),
+            max_sessions: section.max_sessions.map_or(DEFAULT_MAX_SESSIONS, NonZeroUsize::get),
+            session_idle_limit: section
+                .session_idle_secs
+                .map_or(DEFAULT_SESSION_IDLE, |seconds| Duration::from_secs(seconds.get().into())),
             paths: vec!["/mcp/stream".to_owned(), "/mcp".to_owned()],
         }))
     }

@@ -16,6 +16,7 @@ use mistralrs_telemetry::buckets::LATENCY_BUCKETS;
 use mistralrs_telemetry::registry::{
     HistogramVec, IntCounterVec, IntGaugeVec, Registry, counter, gauge, histogram, register,
 };
+use prometheus::IntGauge;
 
 use super::error::ErrorKind;
 use super::incoming::OTHER_METHOD;
@@ -29,6 +30,8 @@ pub(super) struct EndpointMetrics {
     requests: IntCounterVec,
     duration: HistogramVec,
     active: IntGaugeVec,
+    /// Written by the table of sessions.
+    pub sessions: IntGauge,
     stream_bytes: IntCounterVec,
     errors: IntCounterVec,
 }
@@ -53,6 +56,11 @@ impl EndpointMetrics {
                 registry,
                 gauge("http_mcp_active_connections", "Requests being answered and streams open, now", &[]),
             ),
+            sessions: register(
+                registry,
+                gauge("http_mcp_sessions", "Sessions of revisions before 2026-07-28, open now", &[]),
+            )
+            .with_label_values::<&str>(&[]),
             stream_bytes: register(registry, counter("http_mcp_stream_bytes_sent", "Bytes sent in event streams", &[])),
             errors: register(
                 registry,

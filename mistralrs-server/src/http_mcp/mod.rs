@@ -47,7 +47,7 @@ use self::metrics::EndpointMetrics;
 use self::modern::Modern;
 use self::origin::OriginPolicy;
 use self::rate_limit::{Exceeded, RateLimits, RateStatus};
-use self::sessions::Sessions;
+use self::sessions::{SessionLimits, Sessions};
 use crate::config::HttpMcpConfig;
 
 /// Tools for people with a browser.
@@ -87,16 +87,18 @@ impl HttpMcp {
         registry: &Registry,
         shutdown: CancellationToken,
     ) -> Self {
+        let metrics = EndpointMetrics::register(registry);
+        let session_limits = SessionLimits { max_sessions: config.max_sessions, idle: config.session_idle_limit };
         let endpoint = Endpoint {
             modern: Modern::new(Arc::clone(&gateway), config.max_body_bytes, shutdown.clone()),
             gateway,
-            sessions: Sessions::new(),
+            sessions: Sessions::new(session_limits, metrics.sessions.clone()),
             handshake_only: HandshakeOnly::new(),
             origins: OriginPolicy::new(config),
             keys: ApiKeys::new(&config.api_keys),
             limits: config.rate_limit.as_ref().map(|limits| RateLimits::new(limits, config.api_keys.len())),
             max_body_bytes: config.max_body_bytes,
-            metrics: EndpointMetrics::register(registry),
+            metrics,
             shutdown,
         };
         Self { endpoint: Arc::new(endpoint), paths: config.paths.clone() }

@@ -17,6 +17,7 @@ use mistralrs_mcp::rmcp::transport::streamable_http_server::session::local::{Loc
 use mistralrs_mcp::rmcp::transport::streamable_http_server::session::{ServerSseMessage, SessionId};
 use mistralrs_mcp::rmcp::{RoleServer, Service};
 use mistralrs_telemetry::Mutex;
+use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -24,12 +25,16 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::answer::Messages;
 use super::error::EndpointError;
 
-/// Sessions at once. Each is two tasks and a few small queues; a client that wants more is better served without.
-pub(super) const MAX_SESSIONS: usize = 1_024;
-/// A session that no request and no open stream used for this long is closed: most clients never say goodbye.
-pub(super) const SESSION_IDLE_LIMIT: Duration = Duration::from_mins(30);
-/// When the table is full, a session idle for this long makes room for a new one.
+/// When the table is full, a session idle for this long (or for the idle limit, if that is less) makes room for a new one.
 const EVICTABLE_AFTER: Duration = Duration::from_mins(1);
+
+/// How many sessions there are at most, and how long one that nobody uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SessionLimits {
+    pub max_sessions: usize,
+    /// A session that no request and no open stream used for this long is closed: most clients never say goodbye.
+    pub idle: Duration,
+}
 
 /// All sessions of one endpoint. Dropping it ends them.
 pub(super) struct Sessions {
@@ -43,6 +48,9 @@ struct Inner {
     /// Shared by every request handler and each session's own task; held for map operations only.
     table: Mutex<HashMap<SessionId, Entry>>,
     capacity: Arc<Semaphore>,
+    limits: SessionLimits,
+    /// Those of the table.
+    num_sessions: IntGauge,
 }
 
 struct Entry {
@@ -51,11 +59,31 @@ struct Entry {
     last_used: Instant,
     /// Requests in flight and open streams: while there is one, the session is not idle.
     num_open: usize,
+    _counted: CountedSession,
+}
+
+/// A place in the table, and one in the gauge.
+struct CountedSession {
+    gauge: IntGauge,
     _permit: OwnedSemaphorePermit,
 }
 
+impl CountedSession {
+    fn new(gauge: IntGauge, permit: OwnedSemaphorePermit) -> Self {
+        gauge.inc();
+        Self { gauge, _permit: permit }
+    }
+}
+
+impl Drop for CountedSession {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
+}
+
 impl Sessions {
-    pub fn new() -> Self {
+    /// None yet; `num_sessions` follows how many there are.
+    pub fn new(limits: SessionLimits, num_sessions: IntGauge) -> Self {
         // Idle time is counted here, where open streams are known; rmcp would end a session that only listens.
         let mut session_config = SessionConfig::default();
         session_config.keep_alive = None;
@@ -64,7 +92,9 @@ impl Sessions {
         let inner = Inner {
             manager,
             table: Mutex::new("mcp_sessions", HashMap::new()),
-            capacity: Arc::new(Semaphore::new(MAX_SESSIONS)),
+            capacity: Arc::new(Semaphore::new(limits.max_sessions)),
+            limits,
+            num_sessions,
         };
         let stop = CancellationToken::new();
         Self { inner: Arc::new(inner), _stop_on_drop: stop.clone().drop_guard(), stop }
@@ -89,7 +119,7 @@ impl Sessions {
             version: ProtocolVersion::V_2025_03_26,
             last_used: Instant::now(),
             num_open: 0,
-            _permit: permit,
+            _counted: CountedSession::new(inner.num_sessions.clone(), permit),
         };
         inner.table.lock().insert(id.clone(), entry);
         self.spawn(id.clone(), service, transport);
@@ -133,7 +163,8 @@ impl Sessions {
             tracing::info!("all MCP sessions are taken; the one idle for longest makes room");
             self.inner.forget(&idle).await;
         }
-        capacity.clone().try_acquire_owned().map_err(|_| EndpointError::SessionsExhausted { limit: MAX_SESSIONS })
+        let limit = self.inner.limits.max_sessions;
+        capacity.clone().try_acquire_owned().map_err(|_| EndpointError::SessionsExhausted { limit })
     }
 
     fn spawn<S: Service<RoleServer>>(
@@ -160,7 +191,7 @@ impl Sessions {
     }
 }
 
-/// Returns when nobody used the session for [`SESSION_IDLE_LIMIT`].
+/// Returns when nobody used the session for as long as is allowed.
 async fn expired(inner: &Weak<Inner>, id: &SessionId) {
     while let Some(deadline) = inner.upgrade().and_then(|inner| inner.idle_deadline(id)) {
         if deadline <= Instant::now() {
@@ -183,13 +214,13 @@ impl Inner {
         let table = self.table.lock();
         let entry = table.get(id)?;
         let idle_since = if entry.num_open > 0 { Instant::now() } else { entry.last_used };
-        Some(idle_since + SESSION_IDLE_LIMIT)
+        Some(idle_since + self.limits.idle)
     }
 
     fn longest_idle(&self) -> Option<SessionId> {
-        let now = Instant::now();
+        let (now, evictable_after) = (Instant::now(), EVICTABLE_AFTER.min(self.limits.idle));
         let table = self.table.lock();
-        let idle = table.iter().filter(|(_, entry)| entry.num_open == 0 && now - entry.last_used >= EVICTABLE_AFTER);
+        let idle = table.iter().filter(|(_, entry)| entry.num_open == 0 && now - entry.last_used >= evictable_after);
         idle.min_by_key(|(_, entry)| entry.last_used).map(|(id, _)| id.clone())
     }
 }

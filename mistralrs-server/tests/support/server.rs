@@ -109,7 +109,8 @@ impl Launch {
         Ok((status, server.log()))
     }
 
-    fn spawn(&self) -> anyhow::Result<Server> {
+    /// Starts it and waits for nothing: for commands that serve no port.
+    pub fn spawn(&self) -> anyhow::Result<Server> {
         let directory = tempfile::tempdir()?;
         let log_path = directory.path().join("server.log");
         let log = File::create(&log_path)?;

@@ -11,6 +11,8 @@ pub struct Event {
     pub name: String,
     /// Its `data:` lines, joined.
     pub data: String,
+    /// Its `id:` field.
+    pub id: Option<String>,
     /// When its last byte was read.
     pub at: Option<Instant>,
 }
@@ -67,8 +69,9 @@ fn parse_block(block: &str) -> Option<Event> {
     };
     let data: Vec<String> = block.lines().filter_map(|line| field(line, "data")).collect();
     let name = block.lines().find_map(|line| field(line, "event"));
+    let id = block.lines().find_map(|line| field(line, "id"));
     if data.is_empty() && name.is_none() {
         return None;
     }
-    Some(Event { name: name.unwrap_or_else(|| "message".to_owned()), data: data.join("\n"), at: None })
+    Some(Event { name: name.unwrap_or_else(|| "message".to_owned()), data: data.join("\n"), id, at: None })
 }

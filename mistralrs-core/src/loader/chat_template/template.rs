@@ -24,6 +24,8 @@ const CONTINUE_MARK: &str = "<|continue-4e1243bd|> ";
 
 /// A compiled template. Rendering is pure (but for the date, where a template asks for it) and runs on blocking threads.
 pub struct ChatTemplate {
+    /// As the model's files have it.
+    source: String,
     environment: Environment<'static>,
     bos_token: Option<String>,
     eos_token: Option<String>,
@@ -51,15 +53,20 @@ impl ChatTemplate {
             return Err(format!("it has {} bytes; at most {MAX_TEMPLATE_BYTES} are allowed", source.len()));
         }
         let mut environment = environment::environment().map_err(|error| error.to_string())?;
-        let source = environment::replace_generation_tags(source);
-        environment.add_template_owned(NAME, source).map_err(|error| error.to_string())?;
+        let adapted = environment::replace_generation_tags(source.clone());
+        environment.add_template_owned(NAME, adapted).map_err(|error| error.to_string())?;
         let as_they_are =
             MessageShape { content: ContentShape::Either, null: NullShape::Null, arguments: ArgumentsShape::Object };
-        let mut template = Self { environment, bos_token: bos, eos_token: eos, shape: as_they_are };
+        let mut template = Self { source, environment, bos_token: bos, eos_token: eos, shape: as_they_are };
         template.shape = MessageShape::detect(|messages| {
             template.render_messages(messages, &ChatPrompt::default(), PromptEnd::NewTurn).ok()
         });
         Ok(template)
+    }
+
+    /// Its source.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The prompt for `prompt`'s messages.

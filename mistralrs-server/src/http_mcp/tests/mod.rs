@@ -9,6 +9,8 @@ mod wire;
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
@@ -40,6 +42,8 @@ pub(super) fn config() -> HttpMcpConfig {
         allowed_hosts: Vec::new(),
         rate_limit: None,
         max_body_bytes: 64 * 1024,
+        max_sessions: 1_024,
+        session_idle_limit: Duration::from_mins(30),
         paths: vec!["/mcp/stream".to_owned(), "/mcp".to_owned()],
     }
 }
@@ -51,13 +55,29 @@ pub(super) struct ScriptedTools {
     pub began: Notify,
     /// A call has ended, by itself or because it was dropped.
     pub ended: Notify,
+    num_running: AtomicUsize,
 }
 
-struct EndNotice<'a>(&'a Notify);
+impl ScriptedTools {
+    /// Calls that have not ended.
+    pub fn num_running(&self) -> usize {
+        self.num_running.load(Ordering::Relaxed)
+    }
+}
+
+struct EndNotice<'a>(&'a ScriptedTools);
+
+impl<'a> EndNotice<'a> {
+    fn new(tools: &'a ScriptedTools) -> Self {
+        tools.num_running.fetch_add(1, Ordering::Relaxed);
+        Self(tools)
+    }
+}
 
 impl Drop for EndNotice<'_> {
     fn drop(&mut self) {
-        self.0.notify_one();
+        self.0.num_running.fetch_sub(1, Ordering::Relaxed);
+        self.0.ended.notify_one();
     }
 }
 
@@ -82,7 +102,7 @@ impl LocalTools for ScriptedTools {
         progress: Option<&dyn ProgressSink>,
         cancellation: CancellationToken,
     ) -> Result<CallToolResult, LocalToolError> {
-        let _notice = EndNotice(&self.ended);
+        let _notice = EndNotice::new(self);
         match name {
             "generate" => generate(&arguments, progress).await,
             "wait" => {
@@ -118,6 +138,7 @@ async fn generate(
 pub(super) struct TestServer {
     pub router: Router,
     pub tools: Arc<ScriptedTools>,
+    pub gateway: Arc<Gateway>,
     pub registry: Registry,
     pub shutdown: CancellationToken,
 }
@@ -128,8 +149,8 @@ impl TestServer {
         let tools = Arc::new(ScriptedTools::default());
         let metrics = GatewayMetrics::register(&registry);
         let gateway = Gateway::start(GatewayConfig::default(), Some(tools.clone()), metrics).await.unwrap();
-        let router = HttpMcp::new(gateway, &config, &registry, shutdown.clone()).router();
-        Self { router, tools, registry, shutdown }
+        let router = HttpMcp::new(Arc::clone(&gateway), &config, &registry, shutdown.clone()).router();
+        Self { router, tools, gateway, registry, shutdown }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Response {

@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use super::{TestServer, call, config, post, request, show};
 use crate::config::HttpMcpConfig;
-use crate::http_mcp::sessions::{MAX_SESSIONS, SESSION_IDLE_LIMIT};
 
 const PING: &str = r#"{"jsonrpc":"2.0","method":"ping","id":1}"#;
 const BOTH: &str = "accept: application/json, text/event-stream";
@@ -195,12 +194,12 @@ async fn a_session_that_only_listens_is_not_idle_and_one_that_does_not_is_closed
     let idle = open(&server, "2025-06-18", &[]).await;
     let stream = server.send(get(&[&listening, "accept: text/event-stream"])).await;
 
-    tokio::time::sleep(SESSION_IDLE_LIMIT * 3).await;
+    tokio::time::sleep(config().session_idle_limit * 3).await;
     assert!(server.post(&[&listening], PING).await.starts_with("200"));
     assert!(server.post(&[&idle], PING).await.starts_with("404"));
 
     drop(stream);
-    tokio::time::sleep(SESSION_IDLE_LIMIT * 3).await;
+    tokio::time::sleep(config().session_idle_limit * 3).await;
     assert!(server.post(&[&listening], PING).await.starts_with("404"));
 }
 
@@ -211,7 +210,7 @@ async fn a_full_table_evicts_the_session_idle_for_longest_and_none_in_use() {
     let _stream = server.send(get(&[&in_use, "accept: text/event-stream"])).await;
     let oldest = open(&server, "2025-06-18", &[]).await;
     tokio::time::sleep(std::time::Duration::from_secs(61)).await;
-    for _ in 2..MAX_SESSIONS {
+    for _ in 2..config().max_sessions {
         open(&server, "2025-06-18", &[]).await;
     }
 
@@ -222,4 +221,54 @@ async fn a_full_table_evicts_the_session_idle_for_longest_and_none_in_use() {
     let refused = server.post(&[], &initialize("2025-06-18")).await;
     assert!(refused.starts_with("503") && refused.contains("retry-after: 5"), "{refused}");
     assert!(server.post(&[], PING).await.starts_with("200"), "without a session everything goes on");
+}
+
+/// As agents do that are killed: some while they wait for an answer, some with a stream open, most between two requests.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_sessions_whose_clients_vanish_leave_nothing_behind() {
+    let server = TestServer::start(config()).await;
+    let bystander = open(&server, "2025-11-25", &[BOTH]).await;
+    let listening = server.send(get(&[&bystander, "accept: text/event-stream"])).await;
+    for index in 0..1_000 {
+        let session = open(&server, "2025-11-25", &[BOTH]).await;
+        let initialized = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+        assert_eq!(server.post(&[&session, BOTH], initialized).await, "202");
+        match index % 100 {
+            0 => drop(server.send(get(&[&session, "accept: text/event-stream"])).await),
+            1 => tokio::select! {
+                _ = server.send(post(&[&session], &call("wait", &json!({})))) => panic!("`wait` answers when cancelled"),
+                () = server.tools.began.notified() => {}
+            },
+            _ => {}
+        }
+    }
+    // The clock moves once every task is idle.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(server.metrics("http_mcp_sessions"), "http_mcp_sessions 1001");
+    assert_eq!(server.gateway.num_sessions(), 1_000, "those that shook hands to the end");
+    for headers in [vec![bystander.as_str()], vec![]] {
+        assert!(server.post(&headers, PING).await.starts_with("200"));
+    }
+
+    tokio::time::sleep(config().session_idle_limit * 3).await;
+    assert_eq!(server.metrics("http_mcp_sessions"), "http_mcp_sessions 1");
+    assert_eq!(server.metrics("http_mcp_active"), "http_mcp_active_connections 1", "the bystander's stream");
+    assert_eq!(server.gateway.num_sessions(), 0);
+    assert_eq!(server.tools.num_running(), 0, "calls end with their session");
+    assert!(server.post(&[&bystander], PING).await.starts_with("200"));
+    drop(listening);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limits_of_sessions_are_the_configurations() {
+    let idle = std::time::Duration::from_secs(2);
+    let server = TestServer::start(HttpMcpConfig { max_sessions: 2, session_idle_limit: idle, ..config() }).await;
+    for _ in 0..2 {
+        open(&server, "2025-06-18", &[]).await;
+    }
+    let refused = server.post(&[], &initialize("2025-06-18")).await;
+    assert!(refused.starts_with("503") && refused.contains("2 sessions"), "{refused}");
+    tokio::time::sleep(idle * 3).await;
+    assert_eq!(server.metrics("http_mcp_sessions"), "http_mcp_sessions 0");
+    open(&server, "2025-06-18", &[]).await;
 }

@@ -57,6 +57,28 @@ async def generate_reports_progress(client):
     assert joined == result.content[0].text, (joined, result)
 
 
+async def native_resources_and_prompts_are_read(client):
+    resources = {resource.uri: resource for resource in (await client.list_resources()).resources}
+    status = json.loads((await client.read_resource("mistralrs://status")).contents[0].text)
+    assert status["stage"] == "ready" and status["models"][0]["num_kv_blocks_total"] > 0, status
+    model = status["models"][0]["id"]
+    uri = f"mistralrs://models/{model}"
+    assert {"mistralrs://status", "mistralrs://models", uri, f"{uri}/chat-template"} <= set(resources), resources
+    described = json.loads((await client.read_resource(uri)).contents[0].text)
+    assert described["architecture"] == "llama" and described["max_model_len"] > 1000, described
+    template = (await client.read_resource(f"{uri}/chat-template")).contents[0].text
+    assert "<|im_start|>" in template, template
+    templates = [template.uri_template for template in (await client.list_resource_templates()).resource_templates]
+    assert "mistralrs://models/{id}" in templates, templates
+    reference = mcp.types.ResourceTemplateReference(type="ref/resource", uri="mistralrs://models/{id}")
+    completed = await client.complete(reference, {"name": "id", "value": model[:3].lower()})
+    assert completed.completion.values == [model], completed
+    prompt = await client.get_prompt("render_chat", {"message": "Hi", "system": "Be brief."})
+    text = prompt.messages[0].content.text
+    start, end = "<|im_start|>", "<|im_end|>"
+    assert text == f"{start}system\nBe brief.{end}\n{start}user\nHi{end}\n{start}assistant\n", text
+
+
 async def mistakes_are_refused_with_a_code(client):
     await expect_error(-32602, "no_such_tool", client.call_tool("no_such_tool", {}))
     await expect_error(-32602, "prompt", client.call_tool("generate", {"prompt": 7}))

@@ -1,4 +1,4 @@
-//! `mcp list`, `mcp search` and `mcp test`: the gateway for one look, without a port.
+//! `mcp list`, `mcp search`, `mcp test` and `mcp logs`: the gateway for one look, without a port.
 
 use std::fmt::Write;
 
@@ -6,7 +6,9 @@ use mistralrs_mcp::config::{GatewayConfig, ToolListing};
 use mistralrs_mcp::{Detail, Gateway, GatewayError, GatewayMetrics, Principal, ToolQuery};
 use prometheus::Registry;
 
+use super::edit::among;
 use crate::cli::McpCommand;
+use crate::process::next_signal;
 
 /// Tools that a search prints.
 const MAX_FOUND: usize = 20;
@@ -20,6 +22,28 @@ pub struct Report {
     pub num_failed: usize,
 }
 
+/// No server has the name that was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no server `{name}`{}", among(name, known))]
+pub struct UnknownServer {
+    name: String,
+    known: Vec<String>,
+}
+
+/// Leaves out what `command` does not ask for.
+///
+/// # Errors
+/// [`UnknownServer`].
+pub fn select(command: &McpCommand, config: &mut GatewayConfig) -> Result<(), UnknownServer> {
+    let McpCommand::Logs { names } = command else { return Ok(()) };
+    let known: Vec<String> = config.upstreams.iter().map(|upstream| upstream.id.to_string()).collect();
+    if let Some(name) = names.iter().find(|name| !known.contains(name)) {
+        return Err(UnknownServer { name: name.clone(), known });
+    }
+    config.upstreams.retain(|upstream| names.is_empty() || names.iter().any(|name| name == upstream.id.as_str()));
+    Ok(())
+}
+
 /// Connects the servers, looks, and disconnects them: children have ended when it returns.
 ///
 /// # Errors
@@ -29,7 +53,14 @@ pub async fn run(command: &McpCommand, mut config: GatewayConfig) -> Result<Repo
     config.listing = ToolListing::Whole;
     let gateway = Gateway::start(config, None, GatewayMetrics::register(&Registry::new())).await?;
     let report = match command {
-        McpCommand::Serve { .. } | McpCommand::Test => test(&gateway),
+        McpCommand::Logs { .. } => {
+            // What they say from now on is in the log.
+            eprint!("{}", test(&gateway).text);
+            next_signal().await;
+            Report { text: String::new(), num_failed: 0 }
+        }
+        // The others do not come here.
+        McpCommand::Test | McpCommand::Serve { .. } | McpCommand::Add(_) | McpCommand::Remove { .. } => test(&gateway),
         McpCommand::List => Report { text: list(&gateway), num_failed: 0 },
         McpCommand::Search { words, full } => {
             let detail = if *full { Detail::Full } else { Detail::Summary };
