@@ -94,7 +94,7 @@ impl WeightFiles for MadeUpWeights {
         Ok(Some(StoredTensor { dtype, shape, data: &self.bytes[..num_bytes] }))
     }
 
-    fn release(&self, _name: &str) {}
+    fn release(&self, _bytes: &[u8]) {}
 }
 
 /// `num_tokens` of each of `num_sequences`, after `num_computed` that have KV.

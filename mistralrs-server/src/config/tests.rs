@@ -155,7 +155,6 @@ fn unknown_keys_and_values_name_the_nearest_known_one() {
     insta::assert_snapshot!(error(&toml("[engine]\npa_cache_type = \"f61\"")), @"mistralrs.toml:2: unknown value `f61` of `engine.pa_cache_type`; did you mean `bf16`? (known: auto, f16, bf16, f32, q8_0)");
     insta::assert_snapshot!(error(&toml("[server]\nport = \"http\"")), @r#"mistralrs.toml:2: `server.port`: invalid type: string "http", expected u16"#);
     insta::assert_snapshot!(error(&toml("[server]\nmax_body_bytes = 0")), @"mistralrs.toml:2: `server.max_body_bytes`: invalid value: integer `0`, expected a nonzero usize");
-    insta::assert_snapshot!(error(&toml("[server]\nport = 1\n[[mcp_client.servers]]\nname = 'a'\ncomand = 'x'")), @"mistralrs.toml:5: unknown key `mcp_client.servers[0].comand`; did you mean `command`?");
     insta::assert_snapshot!(error(&toml("[server]\napi_keys = [\n 'a',\n '$NOPE',\n]")), @"mistralrs.toml:2: `server.api_keys[1]`: the environment variable `NOPE` is not set; write `$$` for a dollar sign");
     insta::assert_snapshot!(error(&toml("[server]\nport = 1\nport = 2")), @"
     mistralrs.toml: TOML parse error at line 3, column 1
