@@ -80,15 +80,18 @@ impl GatewayHandler {
                 call
             }
             _ => {
-                // What ends it is that it is dropped: this request's own end is not the call's.
+                // This request may end before the call does.
                 let context = CallContext { cancellation: CancellationToken::new(), ..call_context(&context) };
                 AskingCall::new(Arc::clone(&self.gateway), request, context, client, progress)
             }
         };
-        let stage = left.run_until_cancelled(call.advance()).await.ok_or(GatewayError::Cancelled)?;
-        match stage {
-            Stage::Done(outcome) => *outcome,
-            Stage::Asks(requests) => Ok(InputRequiredResult::new(Some(requests), Some(held.hold(call)?)).into()),
+        match left.run_until_cancelled(call.advance()).await {
+            None => {
+                call.cancel().await;
+                Err(GatewayError::Cancelled)
+            }
+            Some(Stage::Done(outcome)) => *outcome,
+            Some(Stage::Asks(requests)) => Ok(InputRequiredResult::new(Some(requests), Some(held.hold(call)?)).into()),
         }
     }
 

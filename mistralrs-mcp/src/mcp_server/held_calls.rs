@@ -20,6 +20,7 @@ use rmcp::model::{
 };
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::caller::{PeerDownstream, PeerProgress};
@@ -55,6 +56,7 @@ pub(super) struct AskingCall {
     principal: Principal,
     /// Its method and what it is for: a repetition has both.
     subject: String,
+    cancellation: CancellationToken,
     outcome: BoxFuture<'static, Result<ServerResult, GatewayError>>,
     client: Arc<AskedLater>,
     questions: mpsc::Receiver<Asked>,
@@ -115,8 +117,9 @@ impl HeldCalls {
         tokio::time::sleep(HOLD_TIME).await;
         // Not under the lock: what is dropped tells its upstream.
         let late = calls.upgrade().and_then(|calls| calls.calls.lock().remove(&state));
-        if late.is_some() {
+        if let Some(Held { call, _timer }) = late {
             tracing::debug!("a client did not come back with what its call needs");
+            call.cancel().await;
         }
     }
 
@@ -175,8 +178,10 @@ impl AskingCall {
         context.progress = wants_progress.then(|| Arc::clone(&client) as Arc<dyn ProgressSink>);
         context.downstream = Some(Arc::clone(&client) as Arc<dyn Downstream>);
         let (principal, subject) = (context.principal.clone(), subject_of(&request));
+        let cancellation = context.cancellation.clone();
         let outcome = async move { gateway.forward(request, &context).await }.boxed();
-        Self { principal, subject, outcome, client, questions: asked, pending: BTreeMap::new(), num_asked: 0 }
+        let pending = BTreeMap::new();
+        Self { principal, subject, cancellation, outcome, client, questions: asked, pending, num_asked: 0 }
     }
 
     /// From now on `client` is the one that waits.
@@ -200,6 +205,12 @@ impl AskingCall {
         }
         let asked = self.pending.iter();
         Stage::Asks(asked.filter_map(|(key, asked)| Some((key.clone(), input_request(&asked.request)?))).collect())
+    }
+
+    /// Ends it: its upstream is told, and it counts as cancelled.
+    pub async fn cancel(self) {
+        self.cancellation.cancel();
+        let _ = self.outcome.await;
     }
 
     fn note(&mut self, asked: Asked) {

@@ -208,7 +208,8 @@ fn check(
     let checked = Configuration::load(sources, environment).and_then(|configuration| configuration.gateway());
     checked.map(drop).map_err(|error| {
         // Nobody knows the file by the name it has now.
-        let reason = error.to_string().replace(&format!("{}: ", replacement.path().display()), "");
+        let [now, known] = [replacement.path(), path].map(|path| path.display().to_string());
+        let reason = error.to_string().replace(&now, &known);
         EditError::Invalid { path: path.to_owned(), reason }
     })
 }

@@ -227,7 +227,7 @@ fn a_change_that_would_be_wrong_changes_nothing_and_says_why() {
         ("s.toml", servers, remove("fils"), "/s.toml: there is no server `fils`; did you mean `files`?"),
         ("s.toml", servers, remove("xyz"), "/s.toml: there is no server `xyz` (there are files)"),
         ("new.toml", "", remove("a"), "/new.toml: No such file or directory"),
-        ("s.toml", servers, add("a b -- y"), "would be wrong: `mcp_client.servers[1]"),
+        ("s.toml", servers, add("a b -- y"), "would be wrong: /s.toml:7: `mcp_client.servers[1]"),
         ("s.toml", servers, add("mistralrs -- y"), "`mistralrs` is the namespace of the native tools"),
         ("s.toml", servers, add("a ftp://h"), "`ftp://h` must begin with http:// or https:// and a host"),
         ("s.toml", "[[servers]]\nnam = 'x'\n", add("a -- y"), "unknown key `servers[0].nam`; did you mean `name`?"),

@@ -12,6 +12,7 @@ use tokio::process::Command;
 use super::{gateway, toml_url, wait_for_tool};
 use crate::require_tools;
 use crate::support::mcp::{STREAM, call, request};
+use crate::support::server::Server;
 use crate::support::upstreams::{self, Everything};
 use crate::support::{Http, http, sse, tools};
 
@@ -77,11 +78,8 @@ async fn python_servers_answer_and_refuse() -> anyhow::Result<()> {
 #[tokio::test]
 async fn what_a_server_offers_is_listed_as_it_says_it() -> anyhow::Result<()> {
     let (node, script) = require_tools!(Node, EverythingServer);
-    let everything = Everything::start(&node, &script).await?;
-    let server = gateway(&toml_url("everything", &everything.url())).await?;
-    let mcp = server.mcp();
-    wait_for_tool(&mcp, "everything::echo").await?;
-    let direct = Direct::open(&everything).await?;
+    let (everything, server) = everything_behind_a_gateway(&node, &script).await?;
+    let (mcp, direct) = (server.mcp(), Direct::open(&everything).await?);
 
     for (method, list, key, prefix) in [
         ("tools/list", "tools", "name", "everything::"),
@@ -113,11 +111,8 @@ async fn what_a_server_offers_is_listed_as_it_says_it() -> anyhow::Result<()> {
 #[tokio::test]
 async fn what_a_server_answers_arrives_as_it_says_it() -> anyhow::Result<()> {
     let (node, script) = require_tools!(Node, EverythingServer);
-    let everything = Everything::start(&node, &script).await?;
-    let server = gateway(&toml_url("everything", &everything.url())).await?;
-    let mcp = server.mcp();
-    wait_for_tool(&mcp, "everything::echo").await?;
-    let direct = Direct::open(&everything).await?;
+    let (everything, server) = everything_behind_a_gateway(&node, &script).await?;
+    let (mcp, direct) = (server.mcp(), Direct::open(&everything).await?);
 
     let document = "demo://resource/static/document/startup.md";
     for (method, params, name) in [
@@ -173,6 +168,13 @@ async fn references_inside_a_schema_are_not_resolved() -> anyhow::Result<()> {
     ensure!(own.contains("$defs") && own.contains("$schema") && own.contains("$ref"), "{own}");
     ensure!(schema(&listed, "fixture::json_schema_2020_12_tool")? == own);
     Ok(())
+}
+
+async fn everything_behind_a_gateway(node: &Path, script: &Path) -> anyhow::Result<(Everything, Server)> {
+    let everything = Everything::start(node, script).await?;
+    let server = gateway(&toml_url("everything", &everything.url())).await?;
+    wait_for_tool(&server.mcp(), "everything::echo").await?;
+    Ok((everything, server))
 }
 
 /// What the fixture lists over its own stdio.
