@@ -6,7 +6,7 @@ use std::process::Stdio;
 use anyhow::{Context, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 use super::{gateway, toml_url, wait_for_tool};
@@ -187,10 +187,15 @@ async fn fixtures_own_tools(python: &Path) -> anyhow::Result<Value> {
     for message in [initialize(), request("tools/list", &json!({}))] {
         stdin.write_all(format!("{message}\n").as_bytes()).await?;
     }
-    drop(stdin);
-    let output = child.wait_with_output().await?;
-    let last = String::from_utf8(output.stdout)?.lines().last().context("it said nothing")?.to_owned();
-    Ok(serde_json::from_str::<Value>(&last)?["result"].clone())
+    // It answers in threads, in no order, and those end with its input: that stays open.
+    let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+    while let Some(line) = lines.next_line().await? {
+        let reply: Value = serde_json::from_str(&line)?;
+        if reply["result"]["tools"].is_array() {
+            return Ok(reply["result"].clone());
+        }
+    }
+    anyhow::bail!("it ended without a list")
 }
 
 fn initialize() -> Value {
