@@ -242,7 +242,9 @@ impl OAuthHttpClient for BoundedClient {
     fn execute(&self, request: OAuthHttpRequest) -> OAuthHttpClientFuture<'_> {
         Box::pin(async move {
             let request = reqwest::Request::try_from(request.request)?;
-            let url = request.url().clone();
+            let mut url = request.url().clone();
+            // It may have a key in it.
+            url.set_query(None);
             let response = self.answer(request).await;
             if let Err(error) = &response {
                 let error = root_cause(&**error);
