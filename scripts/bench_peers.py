@@ -39,6 +39,8 @@ TARGETS = [
     ("SmolLM2-135M-Instruct.Q4_1", "prefill", 4.0, 1.5),
     ("Llama-1B", "prefill", 1.5, 1.5),
     ("qwen2.5-coder-0.5b", "prefill", 1.5, 1.5),
+    # What prefill says already; for peers that do not say how many tokens a prompt had.
+    ("", "ttft_1_", None, None),
     ("", "decode_", 2.0, 2.0),
     ("Llama-1B", "decode", 1.4, 1.4),
     ("SmolLM2", "decode", 1.2, 1.5),
@@ -75,6 +77,7 @@ def parse_options():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--load-seconds", type=int, default=1200, help="a peer that takes longer for a load is stopped")
     parser.add_argument("--output", type=pathlib.Path, help="all figures as JSON")
     parser.add_argument("models", nargs="+", type=pathlib.Path)
     return parser.parse_args()
@@ -118,8 +121,10 @@ def measure(name, model, options):
         try:
             wait_until_ready(port, process, log, READY_PATHS[name])
             figures = {"load": time.monotonic() - started}
+            is_stuck = False
             for streams in options.concurrency:
-                figures |= load_figures(name, bench(name, port, streams, options), streams)
+                run, is_stuck = (None, True) if is_stuck else bench(name, port, streams, options)
+                figures |= load_figures(name, run, streams)
             figures["memory"] = resident_mib(process.pid)
             return figures
         finally:
@@ -152,20 +157,24 @@ def command(name, model, port, options):
 
 
 def bench(name, port, streams, options):
-    """The report of one load; None if a peer answered nothing."""
+    """The report of one load, None if a peer answered nothing; and whether it was still busy when its time was over."""
     # Each load has prompts of its own: nobody's cache knows them from the load before.
     arguments = [
         options.ours, "--seed", streams, "bench", "--url", f"http://127.0.0.1:{port}", "--concurrency", streams, "--format", "json",
         "--requests", SINGLE_REQUESTS if streams == 1 else streams, "--warmup", 1,
         "--prompt-tokens", options.prompt_tokens, "--max-tokens", options.max_tokens,
     ]  # fmt: skip
-    done = subprocess.run(strings(arguments), capture_output=True, text=True)
+    try:
+        done = subprocess.run(strings(arguments), capture_output=True, text=True, timeout=options.load_seconds)
+    except subprocess.TimeoutExpired:
+        print(f"{name}, {streams} streams: not done after {options.load_seconds} s", file=sys.stderr)
+        return None, True
     if done.returncode == 0:
-        return json.loads(done.stdout)["runs"][0]
+        return json.loads(done.stdout)["runs"][0], False
     if name == OURS:
         raise SystemExit(f"`bench` failed at {streams} streams:\n{done.stderr[-2000:]}")
     print(f"{name}, {streams} streams: {done.stderr[-300:].strip()}", file=sys.stderr)
-    return None
+    return None, False
 
 
 def load_figures(name, run, streams):
@@ -182,6 +191,7 @@ def load_figures(name, run, streams):
     paths = {
         "prefill": ("prefill_tokens_per_second", "per_request"),
         "decode": ("decode_tokens_per_second", "per_stream"),
+        "ttft_1_p50": ("ttft_ms", "p50"),
     }  # fmt: skip
     if streams > 1:
         paths = {
@@ -281,7 +291,7 @@ def verdict(model_name, figure, peer, ratio):
 
 def label(figure):
     kind, *rest = figure.split("_")
-    streams = f"{rest[0]} at once: " if rest else ""
+    streams = f"{rest[0]} at once: " if rest and rest[0] != "1" else ""
     quantile = f" {rest[1]}" if len(rest) > 1 else ""
     text = {
         "prefill": "prefill, tokens/s",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # This server beside its peers: the same machine, files, threads and prompts, taking turns; a table of medians and ratios.
 # Usage: scripts/bench_peers.sh [--model FILE]... [--only WORD]... [--peer mistralrs] [--rounds N] [--concurrency N,N]
-#          [--threads N] [--prompt-tokens N] [--max-tokens N] [--ours BINARY] [--llama BUILD] [--output FILE]
+#          [--threads N] [--prompt-tokens N] [--max-tokens N] [--load-seconds N] [--ours BINARY] [--llama BUILD] [--output FILE]
 #   --only   of the files that are measured without --model, those whose name contains WORD:
 #            SmolLM2-135M in Q4_1, and as Q4_0 and Q8_0 made from it; Llama-1B-random, random weights in the shapes of Llama 3.2's
 #            1B, in Q4_K_M, Q8_0 and Q4_0; qwen2.5-coder-0.5b in Q4_K_M
@@ -41,7 +41,7 @@ while [ $# -gt 0 ]; do
       ;;
     --ours) ours=${2:?--ours needs a binary} && shift 2 ;;
     --llama) llama=${2:?--llama needs a folder} && shift 2 ;;
-    --rounds | --concurrency | --threads | --prompt-tokens | --max-tokens | --output) options+=("$1" "${2:?$1 needs a value}") && shift 2 ;;
+    --rounds | --concurrency | --threads | --prompt-tokens | --max-tokens | --load-seconds | --output) options+=("$1" "${2:?$1 needs a value}") && shift 2 ;;
     -h | --help) sed -n '2,12s/^# //p' "${BASH_SOURCE[0]}" && exit 0 ;;
     *) die "unknown argument '$1'; see scripts/bench_peers.sh --help" ;;
   esac
@@ -56,9 +56,12 @@ build_llama() {
   say "Building llama.cpp of llama-cpp-python $llama_version (once, about ten minutes on two cores)"
   python3 -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$peers" "llama-cpp-python==$llama_version"
   tar -xzf "$peers/llama_cpp_python-$llama_version.tar.gz" -C "$peers"
-  # On a Sapphire Rapids its threads reach AMX tiles that they have not configured, and end in SIGILL: the next best units.
+  # GCC 12 declares that `_tile_loadconfig` reads 8 of its 64 bytes and leaves out what writes the others; then llama.cpp ends in
+  # SIGILL at its first AMX tile. Declared as what it is, its AMX kernels run.
+  printf '%s\n' '#include <immintrin.h>' '#undef _tile_loadconfig' \
+    '#define _tile_loadconfig(config) __asm__ volatile("ldtilecfg %0" ::"m"(*(const char(*)[64])(config)))' >"$peers/amx.h"
   local flags=
-  ! grep -qw amx_tile /proc/cpuinfo || flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+  ! grep -qw amx_tile /proc/cpuinfo || flags="-w -include $peers/amx.h"
   cmake -S "$peers/llama_cpp_python-$llama_version/vendor/llama.cpp" -B "$llama" -G Ninja -DCMAKE_BUILD_TYPE=Release \
     -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
   cmake --build "$llama" --target llama-server llama-bench llama-quantize llama-perplexity

@@ -29,7 +29,7 @@ def run(failed=0, together=40.0):
 
 class Figures(unittest.TestCase):
     def test_one_stream_says_how_fast_prefill_and_decode_are(self):
-        self.assertEqual(bench_peers.load_figures("ours", run(), 1), {"prefill": 500.0, "decode": 50.0})
+        self.assertEqual(bench_peers.load_figures("ours", run(), 1), {"prefill": 500.0, "decode": 50.0, "ttft_1_p50": 10.0})
 
     def test_more_streams_are_measured_together(self):
         expected = {"decode_8": 40.0, "total_8": 25.0, "ttft_8_p50": 10.0, "ttft_8_p95": 20.0, "itl_8_p99": 3.0}

@@ -104,9 +104,9 @@ pub(super) unsafe trait ByteDot: Copy {
     unsafe fn dot(sums: __m256i, weights: Self::Weights, quad: __m256i) -> __m256i;
     /// See [`Lanes::multiply`].
     unsafe fn multiply<W: Weights, const R: usize, const V: usize>(
-        tiles: TileGroups<V>,
-        rows: RowPointers,
-        target: Target,
+        tiles: &TileGroups<V>,
+        rows: &RowPointers,
+        target: &Target,
     );
     /// See [`Lanes::expand`].
     unsafe fn expand<S: Weights, E: ExpandedWeights>(tile: *const u8, num_groups: usize, out: *mut u8);
@@ -153,9 +153,9 @@ unsafe impl ByteDot for Maddubs {
 
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn multiply<W: Weights, const R: usize, const V: usize>(
-        tiles: TileGroups<V>,
-        rows: RowPointers,
-        target: Target,
+        tiles: &TileGroups<V>,
+        rows: &RowPointers,
+        target: &Target,
     ) {
         // SAFETY: the trait's promise.
         unsafe { product::multiply::<Avx2Lanes, W, R, V>(tiles, rows, target) }
@@ -197,9 +197,9 @@ unsafe impl ByteDot for Vnni {
 
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
     unsafe fn multiply<W: Weights, const R: usize, const V: usize>(
-        tiles: TileGroups<V>,
-        rows: RowPointers,
-        target: Target,
+        tiles: &TileGroups<V>,
+        rows: &RowPointers,
+        target: &Target,
     ) {
         // SAFETY: the trait's promise.
         unsafe { product::multiply::<AvxVnniLanes, W, R, V>(tiles, rows, target) }
@@ -435,9 +435,9 @@ unsafe impl<D: ByteDot> Lanes for Lanes256<D> {
 
     #[inline(always)]
     unsafe fn multiply<W: Weights, const R: usize, const V: usize>(
-        tiles: TileGroups<V>,
-        rows: RowPointers,
-        target: Target,
+        tiles: &TileGroups<V>,
+        rows: &RowPointers,
+        target: &Target,
     ) {
         // SAFETY: the trait's promise.
         unsafe { D::multiply::<W, R, V>(tiles, rows, target) }

@@ -252,9 +252,9 @@ unsafe impl Lanes for Avx512Lanes {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn multiply<W: Weights, const R: usize, const V: usize>(
-        tiles: TileGroups<V>,
-        rows: RowPointers,
-        target: Target,
+        tiles: &TileGroups<V>,
+        rows: &RowPointers,
+        target: &Target,
     ) {
         // SAFETY: the trait's promise.
         unsafe { product::multiply::<Self, W, R, V>(tiles, rows, target) }

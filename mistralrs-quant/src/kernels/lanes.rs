@@ -86,9 +86,9 @@ pub(super) unsafe trait Lanes: Copy {
 
     /// [`product::multiply`], compiled with this instruction set.
     unsafe fn multiply<W: Weights, const R: usize, const V: usize>(
-        tiles: TileGroups<V>,
-        rows: RowPointers,
-        target: Target,
+        tiles: &TileGroups<V>,
+        rows: &RowPointers,
+        target: &Target,
     );
     /// [`weights::expand`], compiled with this instruction set.
     unsafe fn expand<S: Weights, E: ExpandedWeights>(tile: *const u8, num_groups: usize, out: *mut u8);
@@ -238,9 +238,9 @@ unsafe impl Lanes for PlainLanes {
     }
 
     unsafe fn multiply<W: Weights, const R: usize, const V: usize>(
-        tiles: TileGroups<V>,
-        rows: RowPointers,
-        target: Target,
+        tiles: &TileGroups<V>,
+        rows: &RowPointers,
+        target: &Target,
     ) {
         // SAFETY: the trait's promise.
         unsafe { product::multiply::<Self, W, R, V>(tiles, rows, target) }

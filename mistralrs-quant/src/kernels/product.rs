@@ -219,7 +219,7 @@ unsafe fn multiply_tiles<L: Lanes, W: Weights, const R: usize, const V: usize>(t
         let at = std::array::from_fn(|tile| tiles.at.wrapping_add(last.min(first + tile) * tile_bytes));
         let target = Target::new(strip.out, tiles.tiles.start + first, tiles.tiles.len() - first, strip.first_row);
         // SAFETY: the caller's promise: the tiles are there.
-        unsafe { L::multiply::<W, R, V>(TileGroups { at, len: tiles.num_groups }, strip.rows, target) };
+        unsafe { L::multiply::<W, R, V>(&TileGroups { at, len: tiles.num_groups }, &strip.rows, &target) };
     }
 }
 
@@ -265,6 +265,15 @@ impl Target {
         }
     }
 
+    /// Asks for the lines of `row` in V tiles. Results are rows far apart, one or two lines of each: were they fetched only
+    /// when they are stored, all that follows would wait for memory.
+    #[inline(always)]
+    fn prefetch<L: Lanes, const V: usize>(&self, row: usize) {
+        for tile in 0..V {
+            L::prefetch(self.at.wrapping_add(row * self.stride + tile * TILE).cast());
+        }
+    }
+
     /// # Safety
     /// `row` is one of the rows that the target was made for.
     #[inline(always)]
@@ -296,12 +305,16 @@ impl Target {
 /// The CPU has what `L` needs; pointers lead to as many rows, groups and columns as they were made for.
 #[inline(always)]
 pub(super) unsafe fn multiply<L: Lanes, W: Weights, const R: usize, const V: usize>(
-    tiles: TileGroups<V>,
-    mut rows: RowPointers,
-    target: Target,
+    tiles: &TileGroups<V>,
+    rows: &RowPointers,
+    target: &Target,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
+        let mut rows = *rows;
+        for row in 0..R {
+            target.prefetch::<L, V>(row);
+        }
         let mut out = [[L::splat(0.0); V]; R];
         for group in 0..tiles.len {
             let mut groups = tiles.at;
