@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "mistralrs-core/tests/fixtures"
@@ -385,6 +385,27 @@ def make_tiny_qwen2():
     write("tiny-qwen2.llama-cpp", exact_reference(LlamaCpp(f32), prompts), made_by="llama.cpp, F32")
 
 
+def make_tiny_windows():
+    """Windows of 8 tokens, which all prompts outgrow: of Qwen2's upper two layers, and of all of a Mistral whose heads are wider
+    together than its hidden states."""
+    small = dict(hidden_size=32, intermediate_size=48, sliding_window=8)
+    qwen2 = tiny_config(
+        Qwen2Config, num_hidden_layers=4, use_sliding_window=True, max_window_layers=2, tie_word_embeddings=True, **small
+    )
+    mistral = tiny_config(MistralConfig, num_hidden_layers=3, head_dim=16, **small)
+    for name, config, seed in [("tiny-qwen2-window", qwen2, 5), ("tiny-mistral", mistral, 6)]:
+        model = tiny_model(config, seed)
+        round_to_bf16(model)
+        tokenizer = save_tiny(model, FIXTURES / name, torch.bfloat16, num_shards=1)
+        # As files say it that are older than `layer_types`.
+        path = FIXTURES / name / "config.json"
+        saved = json.loads(path.read_text())
+        saved.pop("layer_types", None)
+        path.write_text(json.dumps(saved, indent=2))
+        prompts = [tokenizer.encode(text).ids for text in PROMPTS + [TEXT]]
+        write(f"{name}.transformers", exact_reference(Transformers(model), prompts), made_by="transformers, F32")
+
+
 def make_tiny_quantized():
     """Rows of 256, which k-quants need and SmolLM2 has not."""
     config = tiny_config(
@@ -568,6 +589,7 @@ MAKERS = {
     "blocks": lambda _: make_blocks(),
     "tiny": lambda _: make_tiny(),
     "tiny-qwen2": lambda _: make_tiny_qwen2(),
+    "tiny-windows": lambda _: make_tiny_windows(),
     "tiny-quantized": lambda _: make_tiny_quantized(),
     "embeddings": lambda _: make_embeddings(),
     "smollm2": lambda options: make_smollm2(options.models / SMOLLM2),

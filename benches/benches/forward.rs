@@ -37,6 +37,7 @@ fn smollm2() -> DecoderConfig {
             pairing: RotaryPairing::Interleaved,
             scaling: RotaryScaling::None,
         },
+        sliding_window: None,
         attention_bias: AttentionBias::uniform(Presence::Absent),
         mlp_bias: Presence::Absent,
         output_matrix: Presence::Absent,

@@ -71,7 +71,7 @@ fn allocated(model: &mut dyn CausalLm, kv: &mut KvCache, batch: &StepBatch) -> S
 // One test: another one beside it would be counted too.
 #[test]
 fn a_step_like_the_one_before_allocates_nothing_but_candles_lists_of_axes() {
-    for fixture in ["tiny-llama", "tiny-llama-bf16", "tiny-llama-256-q4_k_m.gguf"] {
+    for fixture in ["tiny-llama", "tiny-llama-bf16", "tiny-qwen2-window", "tiny-llama-256-q4_k_m.gguf"] {
         let (mut model, mut kv) = load(fixture);
         let most = OPERATIONS_PER_STEP + OPERATIONS_PER_LAYER * model.shape().num_layers;
         // A prefill, then decodes, twice each.

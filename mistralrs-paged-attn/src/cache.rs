@@ -228,8 +228,9 @@ impl KvCache {
     }
 
     /// Attends each query token to all KV its sequence has in `layer`, this step's included: a token at position p sees
-    /// positions 0 to p. `query` and `output` are `[T, H · D]` f32; rows of `query` may be any distance apart, `output`
-    /// has no gaps, is written in place and shares no memory with `query`. Scores are multiplied by `scale`.
+    /// positions 0 to p, or those of them in the plan's window. `query` and `output` are `[T, H · D]` f32; rows of `query`
+    /// may be any distance apart, `output` has no gaps, is written in place and shares no memory with `query`. Scores
+    /// are multiplied by `scale`.
     ///
     /// The bits of a token's result depend on its own sequence only: not on the batch, the split into chunks, the
     /// blocks used or the number of threads. Defined by [`ReferenceCache::attend`](crate::reference::ReferenceCache);

@@ -87,6 +87,11 @@ impl PoolGeometry {
         start..start + self.head_len
     }
 
+    /// The lane group that has `token` of a sequence.
+    pub(crate) fn group_of(&self, token: usize) -> usize {
+        token / self.block_size * self.num_groups + token % self.block_size / LANES
+    }
+
     /// Lane groups that the first `num_tokens` of a sequence reach into.
     pub(crate) fn groups_of(&self, num_tokens: usize) -> usize {
         num_tokens / self.block_size * self.num_groups + (num_tokens % self.block_size).div_ceil(LANES)

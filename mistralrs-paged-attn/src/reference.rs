@@ -1,5 +1,7 @@
 //! Attention as it is defined: nested loops, f64 sums, no tiles, no threads. Tests hold every fast path to this.
 
+use std::num::NonZeroUsize;
+
 use crate::RaggedBatch;
 
 /// One layer's KV by slot, and attention over it: the plain form of [`KvCache`](crate::KvCache).
@@ -7,6 +9,7 @@ pub struct ReferenceCache {
     num_kv_heads: usize,
     head_size: usize,
     block_size: usize,
+    window: usize,
     /// `[slot, K, D]`.
     keys: Vec<f32>,
     /// `[slot, K, D]`.
@@ -21,9 +24,16 @@ impl ReferenceCache {
             num_kv_heads: layout.num_kv_heads,
             head_size: layout.head_size,
             block_size: layout.block_size,
+            window: usize::MAX,
             keys: vec![0.0; len],
             values: vec![0.0; len],
         }
+    }
+
+    /// The same cache for tokens that see the last `window` tokens only, themselves included; all, where there is none.
+    #[must_use]
+    pub fn with_window(self, window: Option<NonZeroUsize>) -> Self {
+        Self { window: window.map_or(usize::MAX, NonZeroUsize::get), ..self }
     }
 
     /// Stores `key` and `value` `[T, K, D]` at the batch's slot mapping.
@@ -37,7 +47,7 @@ impl ReferenceCache {
     }
 
     /// `query` `[T, H, D]` → `[T, H, D]`: for a token at position p and each head,
-    /// sum over i <= p of softmax(scale * q . k_i) v_i.
+    /// sum over p - window < i <= p of softmax(scale * q . k_i) v_i.
     pub fn attend(&self, query: &[f32], num_heads: usize, batch: &RaggedBatch, scale: f32) -> Vec<f32> {
         let head_size = self.head_size;
         let group_size = num_heads / self.num_kv_heads;
@@ -48,8 +58,9 @@ impl ReferenceCache {
             for (position, token) in (first_position..).zip(queries) {
                 for head in 0..num_heads {
                     let at = (token * num_heads + head) * head_size..(token * num_heads + head + 1) * head_size;
+                    let first = (position + 1).saturating_sub(self.window);
                     let rows: Vec<_> =
-                        (0..=position).map(|seen| self.row(batch, sequence, seen, head / group_size)).collect();
+                        (first..=position).map(|seen| self.row(batch, sequence, seen, head / group_size)).collect();
                     let weights = self.weights(&query[at.clone()], &rows, f64::from(scale));
                     for (dim, element) in output[at].iter_mut().enumerate() {
                         let weighted = rows.iter().zip(&weights).map(|(row, w)| w * f64::from(self.values[row + dim]));

@@ -1,6 +1,7 @@
 //! Nothing is allocated for a layer's KV and attention once a step of that size was seen.
 
 use std::alloc::System;
+use std::num::NonZeroUsize;
 
 use candle_core::{DType, Device, Tensor};
 use mistralrs_paged_attn::{AttentionPlan, KvCache, KvDType, KvLayout, RaggedBatch};
@@ -43,7 +44,8 @@ fn batch(num_sequences: usize, context_len: usize, num_queries: usize) -> Ragged
 fn a_layer_allocates_nothing_once_its_step_is_planned() {
     for dtype in KvDType::ALL {
         let mut kv = KvCache::new(KvLayout { dtype, ..LAYOUT }, 400).expect("there is memory");
-        let mut plan = AttentionPlan::default();
+        // As a model with two kinds of layers has them.
+        let mut plans = [None, NonZeroUsize::new(700)].map(AttentionPlan::with_window);
         // Decodes of few long sequences, which share spans, and of many; a prefill; a small step.
         for (num_sequences, context_len, num_queries) in
             [(1, 5000, 1), (3, 1900, 1), (32, 180, 1), (1, 512, 512), (1, 1, 1)]
@@ -62,15 +64,19 @@ fn a_layer_allocates_nothing_once_its_step_is_planned() {
             };
             // The first call of all starts the threads.
             write(&mut kv);
-            kv.plan(&mut plan, &batch, NUM_HEADS).expect("the batch is valid");
-            attend(&kv, &plan);
+            for plan in &mut plans {
+                kv.plan(plan, &batch, NUM_HEADS).expect("the batch is valid");
+                attend(&kv, plan);
+            }
 
             let what = format!("{dtype:?}, {num_queries} of {context_len} tokens of {num_sequences} sequences");
             assert_eq!(count(|| write(&mut kv)), 0, "written: {what}");
-            let planned = count(|| kv.plan(&mut plan, &batch, NUM_HEADS).expect("the batch is valid"));
-            assert_eq!(planned, 0, "planned: {what}");
-            // candle's: `Layout::has_internal_overlap` lists the output's axes in a vector, 64 bytes, whatever the op.
-            assert_eq!(count(|| attend(&kv, &plan)), 1, "attended: {what}");
+            for plan in &mut plans {
+                let planned = count(|| kv.plan(plan, &batch, NUM_HEADS).expect("the batch is valid"));
+                assert_eq!(planned, 0, "planned: {what}, window {:?}", plan.window());
+                // candle's: `Layout::has_internal_overlap` lists the output's axes in a vector, 64 bytes, whatever the op.
+                assert_eq!(count(|| attend(&kv, plan)), 1, "attended: {what}, window {:?}", plan.window());
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Self-attention over the paged KV cache.
 
+use std::num::NonZeroUsize;
+
 use candle_core::{Error, Result, Tensor};
 use mistralrs_paged_attn::{AttentionPlan, KvCache, RaggedBatch};
 
@@ -70,8 +72,8 @@ pub struct AttentionStep<'a> {
     pub angles: &'a RotaryAngles,
     /// Where tokens read and write KV.
     pub batch: &'a RaggedBatch,
-    /// Who reads what, made of `batch`.
-    pub plan: &'a AttentionPlan,
+    /// Who reads what, made of `batch`: one for each window that layers have.
+    pub plans: &'a [AttentionPlan],
     /// The KV itself.
     pub kv: &'a mut KvCache,
     /// Of projections.
@@ -89,12 +91,15 @@ pub struct Attention {
     pub output: Linear,
     /// Its heads.
     pub heads: HeadCounts,
+    /// Tokens that a token sees, itself included, if not all.
+    pub window: Option<NonZeroUsize>,
     /// Which layer of the KV cache is its own.
     pub layer: usize,
 }
 
 impl Attention {
-    /// Adds the layer's result to `hidden` `[T, hidden]`; stores the tokens' KV, then reads all that their sequences have.
+    /// Adds the layer's result to `hidden` `[T, hidden]`; stores the tokens' KV, then reads what they see of their
+    /// sequences.
     ///
     /// # Errors
     /// Sizes differ, or the batch does not fit the cache.
@@ -111,7 +116,9 @@ impl Attention {
         step.angles.turn(query_key_value, HeadColumns { first: 0, num_heads: num_heads + num_kv_heads, head_size })?;
         step.kv.write(self.layer, key, value, step.batch).map_err(Error::wrap)?;
         let scale = (head_size as f32).sqrt().recip();
-        step.kv.attend(self.layer, query, step.plan, scale, attended).map_err(Error::wrap)?;
+        let plan = step.plans.iter().find(|plan| plan.window() == self.window);
+        let plan = plan.expect("the step has a plan for each window of its layers");
+        step.kv.attend(self.layer, query, plan, scale, attended).map_err(Error::wrap)?;
         self.output.forward(attended, hidden, (Prologue::None, Epilogue::Add), step.scratch)
     }
 }

@@ -1,5 +1,7 @@
 //! The numbers of a decoder, read from GGUF metadata or `config.json` and checked once.
 
+use std::num::NonZeroUsize;
+
 use crate::layers::{HeadCounts, RotaryConfig};
 use crate::models::ModelShape;
 
@@ -22,12 +24,32 @@ pub struct DecoderConfig {
     pub max_position_embeddings: usize,
     /// Rotary positions.
     pub rotary: RotaryConfig,
+    /// What layers do not see; without it, all see all tokens before theirs.
+    pub sliding_window: Option<SlidingWindow>,
     /// Biases of the attention's projections.
     pub attention_bias: AttentionBias,
     /// Biases of the feed-forward block.
     pub mlp_bias: Presence,
     /// Whether there is an output matrix apart from the token table.
     pub output_matrix: Presence,
+}
+
+/// Attention to the last tokens only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Tokens that a token sees, itself included.
+    pub size: NonZeroUsize,
+    /// Whose tokens see no more than that.
+    pub layers: WindowedLayers,
+}
+
+/// Layers with a sliding window; the others see all tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WindowedLayers {
+    /// This one and those after it.
+    From(usize),
+    /// For each layer, whether it is one.
+    Listed(Vec<bool>),
 }
 
 /// Which projections of the attention add a bias.
@@ -78,6 +100,16 @@ impl DecoderConfig {
             vocab_size: self.vocab_size,
             max_position_embeddings: self.max_position_embeddings,
         }
+    }
+
+    /// Tokens that a token of `layer` sees, itself included, if not all.
+    pub fn window(&self, layer: usize) -> Option<NonZeroUsize> {
+        let SlidingWindow { size, layers } = self.sliding_window.as_ref()?;
+        let has_window = match layers {
+            WindowedLayers::From(first) => layer >= *first,
+            WindowedLayers::Listed(listed) => listed.get(layer).copied().unwrap_or(false),
+        };
+        has_window.then_some(*size)
     }
 
     /// # Errors
@@ -140,6 +172,7 @@ mod tests {
                 pairing: RotaryPairing::HalfSplit,
                 scaling: RotaryScaling::None,
             },
+            sliding_window: None,
             attention_bias: AttentionBias::uniform(Presence::Absent),
             mlp_bias: Presence::Absent,
             output_matrix: Presence::IfPresent,
@@ -165,5 +198,18 @@ mod tests {
         check(|config| config.rotary.size = 18, "18 rotary values do not fit a head of 16");
         check(|config| config.rotary.theta = f32::NAN, "the rotary base is NaN");
         check(|config| config.rms_norm_eps = -1.0, "the norms' epsilon is -1");
+    }
+
+    #[test]
+    fn a_window_is_that_of_its_layers() {
+        let windows = |layers: Option<WindowedLayers>| {
+            let size = NonZeroUsize::new(8).unwrap();
+            let sliding_window = layers.map(|layers| SlidingWindow { size, layers });
+            let config = DecoderConfig { sliding_window, ..config() };
+            [0, 1, 2].map(|layer| config.window(layer).map_or(0, NonZeroUsize::get))
+        };
+        assert_eq!(windows(None), [0, 0, 0]);
+        assert_eq!(windows(Some(WindowedLayers::From(1))), [0, 8, 8]);
+        assert_eq!(windows(Some(WindowedLayers::Listed(vec![true, false]))), [8, 0, 0]);
     }
 }

@@ -1,5 +1,6 @@
 //! The decoder that architectures share: token table, pre-norm layers of attention and a gated block, head.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use candle_core::Error;
@@ -38,7 +39,7 @@ impl Decoder {
     /// Takes what `config` describes out of `weights`.
     pub fn load(config: &DecoderConfig, weights: &mut Weights<'_>) -> Result<Self, LoadError> {
         let token_table = weights.matrix(Role::TokenTable.part(config.vocab_size), config.hidden_size)?;
-        let layers =
+        let layers: Vec<_> =
             (0..config.num_layers).map(|layer| DecoderLayer::load(config, weights, layer)).collect::<Result<_, _>>()?;
         let output_norm = RmsNorm::new(weights.vector(Role::OutputNorm, config.hidden_size)?, config.rms_norm_eps);
         let output = Role::Output.part(config.vocab_size);
@@ -53,6 +54,7 @@ impl Decoder {
             heads: config.heads,
             intermediate_size: config.intermediate_size,
             vocab_size: config.vocab_size,
+            windows: windows_of(&layers),
         };
         Ok(Self {
             shape: config.shape(),
@@ -67,13 +69,15 @@ impl Decoder {
 
     /// Makes `views.hidden` what it is after the last layer.
     fn run_layers(&mut self, batch: &StepBatch, views: &StepViews, kv: &mut KvCache) -> candle_core::Result<()> {
-        let Workspace { scratch, angles, plan, .. } = &mut self.workspace;
+        let Workspace { scratch, angles, plans, .. } = &mut self.workspace;
         self.rotary.fill(angles, &batch.positions);
         self.token_table.rows(&batch.token_ids, &views.hidden)?;
         let Some(first) = self.layers.first() else { return Ok(()) };
-        kv.plan(plan, &batch.ragged, first.attention.heads.num_heads).map_err(Error::wrap)?;
+        for plan in plans.iter_mut() {
+            kv.plan(plan, &batch.ragged, first.attention.heads.num_heads).map_err(Error::wrap)?;
+        }
         let (buffers, batch) = (&views.attention, &batch.ragged);
-        let mut step = AttentionStep { buffers, angles, batch, plan, kv, scratch };
+        let mut step = AttentionStep { buffers, angles, batch, plans, kv, scratch };
         for layer in &self.layers {
             layer.attention.forward(&views.hidden, &mut step)?;
             layer.mlp.forward(&views.hidden, &views.gate_up, step.scratch)?;
@@ -105,6 +109,14 @@ impl Decoder {
     }
 }
 
+/// What the layers see, each once.
+fn windows_of(layers: &[DecoderLayer]) -> Vec<Option<NonZeroUsize>> {
+    let mut windows: Vec<_> = layers.iter().map(|layer| layer.attention.window).collect();
+    windows.sort_unstable();
+    windows.dedup();
+    windows
+}
+
 impl DecoderLayer {
     fn load(config: &DecoderConfig, weights: &mut Weights<'_>, layer: usize) -> Result<Self, LoadError> {
         let hidden = config.hidden_size;
@@ -128,6 +140,7 @@ impl DecoderLayer {
                     .with_precision(Precision::Bits16),
                 output: weights.linear(of(Role::AttentionOutput, hidden), query_size, config.attention_bias.output)?,
                 heads,
+                window: config.window(layer),
                 layer,
             },
             mlp: SwiGluMlp {

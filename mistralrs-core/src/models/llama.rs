@@ -2,8 +2,8 @@
 //! Source: Touvron et al. 2023 (arXiv:2307.09288).
 
 use crate::layers::RotaryPairing;
-use crate::models::Architecture;
 use crate::models::decoder::Decoder;
+use crate::models::{Architecture, WindowKeys};
 
 /// The shared decoder as it is; only the GGUF layout of q and k is its own.
 pub const ARCHITECTURE: Architecture = Architecture {
@@ -11,5 +11,6 @@ pub const ARCHITECTURE: Architecture = Architecture {
     class_names: &["LlamaForCausalLM"],
     gguf_pairing: RotaryPairing::Interleaved,
     attention_bias: None,
+    window_keys: WindowKeys::Ignored,
     build: |config, weights| Ok(Box::new(Decoder::load(config, weights)?)),
 };

@@ -1,7 +1,7 @@
 //! Architectures over shared layers.
 //!
-//! An architecture is one short file that names what differs ([`llama`], [`qwen2`]); [`decoder`] is the model they share,
-//! [`ARCHITECTURES`] the list that loaders look in.
+//! An architecture is one short file that names what differs ([`llama`], [`mistral`], [`qwen2`]); [`decoder`] is the model
+//! they share, [`ARCHITECTURES`] the list that loaders look in.
 
 use candle_core::Tensor;
 use mistralrs_paged_attn::{KvCache, RaggedBatch};
@@ -13,6 +13,7 @@ use crate::loader::weights::Weights;
 pub mod config;
 pub mod decoder;
 pub mod llama;
+pub mod mistral;
 pub mod qwen2;
 pub mod workspace;
 
@@ -81,15 +82,29 @@ pub struct Architecture {
     pub gguf_pairing: RotaryPairing,
     /// The attention's biases where the architecture fixes them; else the files say.
     pub attention_bias: Option<AttentionBias>,
+    /// What gives layers of its Hugging Face checkpoints a sliding window.
+    pub window_keys: WindowKeys,
     /// Builds the model from checked numbers and named weights.
     pub build: Build,
+}
+
+/// Keys of `config.json` that say which tokens a layer sees, as far as transformers reads them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WindowKeys {
+    /// None, whichever are there: all of them.
+    Ignored,
+    /// `sliding_window`, for all layers.
+    AllLayers,
+    /// `sliding_window` where `use_sliding_window` is true, for the layers that `layer_types` lists, else from
+    /// `max_window_layers` on.
+    SomeLayers,
 }
 
 /// Makes a model of checked numbers and named weights.
 pub type Build = fn(&DecoderConfig, &mut Weights<'_>) -> Result<Box<dyn CausalLm>, LoadError>;
 
 /// All architectures this build can load.
-pub const ARCHITECTURES: &[Architecture] = &[llama::ARCHITECTURE, qwen2::ARCHITECTURE];
+pub const ARCHITECTURES: &[Architecture] = &[llama::ARCHITECTURE, mistral::ARCHITECTURE, qwen2::ARCHITECTURE];
 
 impl Architecture {
     /// The one that GGUF files and `model_type` call `name`.

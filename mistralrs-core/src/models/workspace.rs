@@ -1,13 +1,15 @@
 //! Memory that all steps of a decoder share: it grows to the largest step's and stays.
 
+use std::num::NonZeroUsize;
+
 use candle_core::{DType, Device, Result, Tensor};
 use mistralrs_paged_attn::AttentionPlan;
 
 use crate::layers::{AttentionBuffers, HeadCounts, RotaryAngles, Scratch};
 use crate::models::StepBatch;
 
-/// Columns of what is held.
-#[derive(Debug, Clone, Copy)]
+/// Columns of what is held, and what attention is planned for.
+#[derive(Debug, Clone)]
 pub struct WorkspaceShape {
     /// Of hidden states.
     pub hidden_size: usize,
@@ -17,6 +19,8 @@ pub struct WorkspaceShape {
     pub intermediate_size: usize,
     /// Of logits.
     pub vocab_size: usize,
+    /// What attention layers see, each once: the last tokens, or all.
+    pub windows: Vec<Option<NonZeroUsize>>,
 }
 
 /// See the module.
@@ -39,8 +43,8 @@ pub struct Workspace {
     pub scratch: Scratch,
     /// Of the step's positions.
     pub angles: RotaryAngles,
-    /// Of the step's attention.
-    pub plan: AttentionPlan,
+    /// Of the step's attention, one for each of the windows.
+    pub plans: Vec<AttentionPlan>,
 }
 
 /// As many rows of each buffer as a step has.
@@ -77,8 +81,9 @@ impl Workspace {
     /// # Errors
     /// The device's.
     pub fn new(shape: WorkspaceShape, angles: RotaryAngles) -> Result<Self> {
-        let WorkspaceShape { hidden_size, heads, intermediate_size, vocab_size } = shape;
+        let WorkspaceShape { hidden_size, heads, intermediate_size, vocab_size, .. } = shape;
         Ok(Self {
+            plans: shape.windows.iter().copied().map(AttentionPlan::with_window).collect(),
             shape,
             is_suspect: false,
             hidden: Buffer::new(hidden_size)?,
@@ -92,7 +97,6 @@ impl Workspace {
             views: None,
             scratch: Scratch::default(),
             angles,
-            plan: AttentionPlan::default(),
         })
     }
 
@@ -102,7 +106,7 @@ impl Workspace {
     /// The device's.
     pub fn begin_step(&mut self, batch: &StepBatch) -> Result<StepViews> {
         if self.is_suspect {
-            *self = Self::new(self.shape, self.angles.clone())?;
+            *self = Self::new(self.shape.clone(), self.angles.clone())?;
         }
         self.is_suspect = true;
         self.views(batch)
@@ -169,7 +173,7 @@ mod tests {
 
     fn workspace() -> Workspace {
         let heads = HeadCounts { num_heads: 2, num_kv_heads: 1, head_size: 4 };
-        let shape = WorkspaceShape { hidden_size: 8, heads, intermediate_size: 8, vocab_size: 5 };
+        let shape = WorkspaceShape { hidden_size: 8, heads, intermediate_size: 8, vocab_size: 5, windows: vec![None] };
         let rotary =
             RotaryConfig { theta: 1e4, size: 4, pairing: RotaryPairing::HalfSplit, scaling: RotaryScaling::None };
         Workspace::new(shape, RotaryEmbedding::new(&rotary).unwrap().angles()).unwrap()

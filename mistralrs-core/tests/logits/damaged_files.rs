@@ -121,6 +121,6 @@ fn an_index_may_not_point_out_of_its_directory() {
 fn another_architecture_is_refused_with_what_would_work() {
     check_checkpoint(
         |directory| edit(&directory.join("config.json"), "LlamaForCausalLM", "GPT2LMHeadModel"),
-        "architecture `GPT2LMHeadModel` in `<path>/config.json` is not supported; supported: llama, qwen2",
+        "architecture `GPT2LMHeadModel` in `<path>/config.json` is not supported; supported: llama, mistral, qwen2",
     );
 }

@@ -39,6 +39,12 @@ fn qwen2_in_safetensors_and_gguf_agrees_with_transformers_and_llama_cpp() {
 }
 
 #[test]
+fn sliding_windows_of_some_layers_and_of_all_agree_with_transformers() {
+    check("tiny-qwen2-window", "tiny-qwen2-window.transformers");
+    check("tiny-mistral", "tiny-mistral.transformers");
+}
+
+#[test]
 fn k_quants_and_code_books_agree_with_llama_cpp_but_for_rounding() {
     for name in ["tiny-llama-256-q4_k_m", "tiny-llama-256-q6_k", "tiny-llama-256-code_books"] {
         let path = fixture(&format!("{name}.gguf"));
@@ -56,9 +62,8 @@ fn k_quants_and_code_books_agree_with_llama_cpp_but_for_rounding() {
 #[test]
 fn a_sequence_has_the_same_logits_alone_and_in_any_batch() {
     let quantized = ["q4_k_m", "q6_k", "code_books"].map(|name| format!("tiny-llama-256-{name}.gguf"));
-    for model in
-        ["tiny-llama", "tiny-llama-bf16", "tiny-qwen2-bf16"].into_iter().chain(quantized.iter().map(String::as_str))
-    {
+    let floats = ["tiny-llama", "tiny-llama-bf16", "tiny-qwen2-bf16", "tiny-qwen2-window", "tiny-mistral"];
+    for model in floats.into_iter().chain(quantized.iter().map(String::as_str)) {
         let path = fixture(model);
         let texts: [Vec<u32>; 3] = [(0..40).collect(), (5..12).collect(), (100..133).collect()];
         let alone = texts.each_ref().map(|text| Runner::new(&path).logits(text));

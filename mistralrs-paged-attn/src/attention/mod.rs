@@ -1,10 +1,11 @@
 //! Attention over block tables for one packed ragged batch, on the CPU's threads.
 //!
-//! Causal and grouped-query. A work *unit* is a few KV heads and queries of one sequence, so that KV is read once for a
-//! head's whole query group. Softmax is online over *tiles* of 64 tokens (`kernels`), restarted for every *span* of 256
-//! tokens and merged span by span. Tiles and spans are counted from the sequence's first token, whoever computes them:
-//! long contexts with few queries give their spans to different threads and still merge to the same bits, and so do
-//! prefills in chunks of any size. (Counts are of blocks that are multiples of 16 tokens; others make them smaller.)
+//! Causal, over all tokens or a sliding window of the last, and grouped-query. A work *unit* is a few KV heads and
+//! queries of one sequence, so that KV is read once for a head's whole query group. Softmax is online over *tiles* of 64
+//! tokens (`kernels`), restarted for every *span* of 256 tokens and merged span by span. Tiles and spans are counted from
+//! the sequence's first token, whoever computes them: long contexts with few queries give their spans to different
+//! threads and still merge to the same bits, and so do prefills in chunks of any size. Tiles before the window of a
+//! unit's first query are not read. (Counts are of blocks that are multiples of 16 tokens; others make them smaller.)
 
 mod batch;
 mod plan;
@@ -36,6 +37,8 @@ struct Step<'a, E> {
     layer: usize,
     query: &'a QueryRows<'a>,
     blocks: &'a [u32],
+    /// Tokens that a token sees.
+    window: usize,
 }
 
 /// See [`KvCache::attend`](crate::KvCache::attend), which has checked that `plan`, `query` and `output` fit.
@@ -47,7 +50,7 @@ pub(crate) fn attend<E: KvElement>(
     output: &mut [f32],
 ) {
     let AttentionPlan { geometry, blocks, tiles, units, merges, .. } = plan;
-    let step = Step { storage, layer, query, blocks };
+    let step = Step { storage, layer, query, blocks, window: plan.max_visible() };
     let mut workspace = plan.workspace.borrow_mut();
     let Workspace { scratches, scratch_claims, partials, partial_claims, output_claims } = &mut *workspace;
     let mut workers = Workers { scratches, claims: scratch_claims };
@@ -63,7 +66,7 @@ pub(crate) fn attend<E: KvElement>(
             scratch.attend_span(&step, tile, span);
             match tile.first_partial {
                 None => scratch.merge_span(),
-                Some(first) => scratch.store_span(&partial_rows, first + span * tile.num_rows()),
+                Some(first) => scratch.store_span(&partial_rows, first + (span - tile.spans().start) * tile.num_rows()),
             }
         }
         if tile.first_partial.is_none() {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use super::RaggedBatch;
@@ -35,12 +36,12 @@ pub(super) struct QueryTile {
     pub(super) kv_heads: Range<usize>,
     /// Tokens of the batch.
     pub(super) queries: Range<usize>,
-    /// Tokens that the first query sees; each next one sees one more.
+    /// Tokens up to and with the first query; each next one has one more.
     pub(super) first_visible: usize,
     /// Query heads per KV head.
     pub(super) group_size: usize,
-    /// Spans that the last query sees.
-    pub(super) num_spans: usize,
+    /// Of KV, from the first that the first query sees to the last that the last one does.
+    pub(super) kv_tiles: Range<usize>,
     /// If several units share the tile: where their rows per span begin.
     pub(super) first_partial: Option<usize>,
 }
@@ -53,6 +54,11 @@ impl QueryTile {
 
     pub(super) fn num_rows(&self) -> usize {
         self.kv_heads.len() * self.rows_per_head()
+    }
+
+    /// Spans that have its KV tiles.
+    pub(super) fn spans(&self) -> Range<usize> {
+        self.kv_tiles.start / TILES_PER_SPAN..self.kv_tiles.end.div_ceil(TILES_PER_SPAN)
     }
 
     /// Tokens that the last query sees.
@@ -86,7 +92,8 @@ pub(super) struct Merge {
 /// How the threads share one step's attention, and the buffers they need for it.
 ///
 /// [`KvCache::plan`](crate::KvCache::plan) makes it once per step, every layer of the step uses it. Kept from step to
-/// step, it keeps its memory. One step at a time: it can be sent to another thread, not shared.
+/// step, it keeps its memory. Layers that differ in what they see have plans of their own ([`Self::with_window`]). One
+/// step at a time: it can be sent to another thread, not shared.
 #[derive(Debug, Default)]
 pub struct AttentionPlan {
     /// The cache that it fits; `None` before the first plan and after a bad one.
@@ -94,6 +101,8 @@ pub struct AttentionPlan {
     pub(super) geometry: PoolGeometry,
     num_heads: usize,
     num_tokens: usize,
+    /// See [`Self::with_window`].
+    window: Option<NonZeroUsize>,
     /// Of all sequences, as far as they are read.
     pub(super) blocks: Vec<u32>,
     pub(super) tiles: Vec<QueryTile>,
@@ -110,6 +119,11 @@ pub struct AttentionPlan {
 }
 
 impl AttentionPlan {
+    /// For layers whose tokens see the last `window` tokens only, themselves included; all, where there is none.
+    pub fn with_window(window: Option<NonZeroUsize>) -> Self {
+        Self { window, ..Self::default() }
+    }
+
     /// Tokens of the step, T.
     pub fn num_tokens(&self) -> usize {
         self.num_tokens
@@ -118,6 +132,16 @@ impl AttentionPlan {
     /// Query heads, H.
     pub fn num_heads(&self) -> usize {
         self.num_heads
+    }
+
+    /// Tokens that a token sees, itself included, if not all.
+    pub fn window(&self) -> Option<NonZeroUsize> {
+        self.window
+    }
+
+    /// The same for arithmetic: more than any context has, where a token sees all.
+    pub(super) fn max_visible(&self) -> usize {
+        self.window.map_or(usize::MAX, NonZeroUsize::get)
     }
 
     /// Query heads per KV head.
@@ -143,8 +167,10 @@ impl AttentionPlan {
             let num_blocks = batch.context_len(sequence).div_ceil(geometry.block_size);
             self.blocks.extend_from_slice(&batch.block_table(sequence)[..num_blocks]);
         }
-        let whole_tiles = || query_tiles(batch, geometry, num_heads / geometry.num_kv_heads);
-        let cost: usize = whole_tiles().map(|tile| tile.num_spans * tile.span_cost()).sum();
+        let cutter =
+            Cutter { geometry: *geometry, group_size: num_heads / geometry.num_kv_heads, window: self.max_visible() };
+        let whole_tiles = || cutter.query_tiles(batch);
+        let cost: usize = whole_tiles().map(|tile| tile.spans().len() * tile.span_cost()).sum();
         self.num_threads = if cost < MIN_SHARED_COST { 1 } else { num_threads };
         let num_shares = self.num_threads * UNITS_PER_THREAD;
         let share = if self.num_threads > 1 { (cost / num_shares).max(1) } else { usize::MAX };
@@ -167,15 +193,16 @@ impl AttentionPlan {
     }
 
     fn add(&mut self, mut tile: QueryTile, share: usize) {
-        let num_units = (tile.num_spans * tile.span_cost()).div_ceil(share).min(tile.num_spans);
-        let spans_per_unit = tile.num_spans.div_ceil(num_units);
-        if spans_per_unit < tile.num_spans {
+        let (spans, num_rows) = (tile.spans(), tile.num_rows());
+        let num_units = (spans.len() * tile.span_cost()).div_ceil(share).min(spans.len());
+        let spans_per_unit = spans.len().div_ceil(num_units);
+        if spans_per_unit < spans.len() {
             tile.first_partial = Some(self.num_partials);
-            self.num_partials += tile.num_spans * tile.num_rows();
+            self.num_partials += spans.len() * num_rows;
             self.merges.extend(tile.kv_heads.clone().map(|kv_head| Merge { tile: self.tiles.len(), kv_head }));
         }
-        for start in (0..tile.num_spans).step_by(spans_per_unit) {
-            let spans = start..tile.num_spans.min(start + spans_per_unit);
+        for start in spans.clone().step_by(spans_per_unit) {
+            let spans = start..spans.end.min(start + spans_per_unit);
             self.units.push(Unit { tile: self.tiles.len(), spans });
         }
         self.tiles.push(tile);
@@ -191,27 +218,44 @@ impl AttentionPlan {
     }
 }
 
-/// All sequences' queries in pieces, each with all KV heads.
-fn query_tiles(batch: &RaggedBatch, geometry: &PoolGeometry, group_size: usize) -> impl Iterator<Item = QueryTile> {
-    let queries_per_tile = (MAX_ROWS_PER_TILE / group_size).max(1);
-    let mut next_block = 0;
-    (0..batch.num_sequences()).flat_map(move |sequence| {
-        let (all_queries, context_len) = (batch.queries(sequence), batch.context_len(sequence));
-        let first_block = next_block;
-        next_block += context_len.div_ceil(geometry.block_size);
-        all_queries.clone().step_by(queries_per_tile).map(move |start| {
-            let queries = start..all_queries.end.min(start + queries_per_tile);
-            // The last query of the sequence sees all of its context.
-            let last_visible = context_len - (all_queries.end - queries.end);
-            QueryTile {
-                first_block,
-                kv_heads: 0..geometry.num_kv_heads,
-                first_visible: last_visible + 1 - queries.len(),
-                queries,
-                group_size,
-                num_spans: geometry.groups_of(last_visible).div_ceil(GROUPS_PER_TILE * TILES_PER_SPAN),
-                first_partial: None,
-            }
+/// What makes query tiles of a batch.
+struct Cutter {
+    geometry: PoolGeometry,
+    group_size: usize,
+    /// Tokens that a token sees.
+    window: usize,
+}
+
+impl Cutter {
+    /// All sequences' queries in pieces, each with all KV heads.
+    fn query_tiles(&self, batch: &RaggedBatch) -> impl Iterator<Item = QueryTile> {
+        let queries_per_tile = (MAX_ROWS_PER_TILE / self.group_size).max(1);
+        let mut next_block = 0;
+        (0..batch.num_sequences()).flat_map(move |sequence| {
+            let (all_queries, context_len) = (batch.queries(sequence), batch.context_len(sequence));
+            let first_block = next_block;
+            next_block += context_len.div_ceil(self.geometry.block_size);
+            all_queries.clone().step_by(queries_per_tile).map(move |start| {
+                let queries = start..all_queries.end.min(start + queries_per_tile);
+                // The last query of the sequence sees all of its context.
+                let last_visible = context_len - (all_queries.end - queries.end);
+                let first_visible = last_visible + 1 - queries.len();
+                QueryTile {
+                    first_block,
+                    kv_heads: 0..self.geometry.num_kv_heads,
+                    first_visible,
+                    queries,
+                    group_size: self.group_size,
+                    kv_tiles: self.kv_tiles(first_visible, last_visible),
+                    first_partial: None,
+                }
+            })
         })
-    })
+    }
+
+    /// What queries see whose first has `first_visible` tokens up to it, and whose last `last_visible`.
+    fn kv_tiles(&self, first_visible: usize, last_visible: usize) -> Range<usize> {
+        let first_group = self.geometry.group_of(first_visible.saturating_sub(self.window));
+        first_group / GROUPS_PER_TILE..self.geometry.groups_of(last_visible).div_ceil(GROUPS_PER_TILE)
+    }
 }

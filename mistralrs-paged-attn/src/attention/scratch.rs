@@ -97,28 +97,29 @@ impl Scratch {
         refill(&mut self.max, tile.num_rows(), LOWEST);
         refill(&mut self.sums, tile.num_rows() * LANES, 0.0);
         refill(&mut self.output, tile.num_rows() * padded(self.geometry.head_size), 0.0);
-        let num_kv_tiles = self.geometry.groups_of(tile.last_visible()).div_ceil(GROUPS_PER_TILE);
-        for kv_tile in span * TILES_PER_SPAN..num_kv_tiles.min((span + 1) * TILES_PER_SPAN) {
+        let (first, end) = (span * TILES_PER_SPAN, (span + 1) * TILES_PER_SPAN);
+        for kv_tile in first.max(tile.kv_tiles.start)..end.min(tile.kv_tiles.end) {
             for (index, kv_head) in tile.kv_heads.clone().enumerate() {
                 let (next_tile, next_head) = match kv_head + 1 {
-                    end if end == tile.kv_heads.end => ((kv_tile + 1).min(num_kv_tiles - 1), tile.kv_heads.start),
+                    end if end == tile.kv_heads.end => ((kv_tile + 1).min(tile.kv_tiles.end - 1), tile.kv_heads.start),
                     next_head => (kv_tile, next_head),
                 };
                 let current = step.kv_tile(tile, kv_head, kv_tile * GROUPS_PER_TILE);
                 let ahead = step.kv_tile(tile, next_head, next_tile * GROUPS_PER_TILE);
-                step.storage.isa().attend_tile(&current, &ahead, &mut self.head_rows(index));
+                step.storage.isa().attend_tile(&current, &ahead, &mut self.head_rows(index, step.window));
             }
         }
     }
 
     /// Rows of the tile's KV head `index`.
-    fn head_rows(&mut self, index: usize) -> Rows<'_> {
+    fn head_rows(&mut self, index: usize, window: usize) -> Rows<'_> {
         let (num_rows, head_size) = (self.num_visible.len(), self.geometry.head_size);
         let rows = |row_len: usize| index * num_rows * row_len..(index + 1) * num_rows * row_len;
         Rows {
             head_size,
             query: &self.query[rows(head_size)],
             num_visible: &self.num_visible,
+            window,
             max: &mut self.max[rows(1)],
             sums: &mut self.sums[rows(LANES)],
             output: &mut self.output[rows(padded(head_size))],
@@ -156,7 +157,7 @@ impl Scratch {
         let (len, num_rows) = (partial_len(&self.geometry), tile.rows_per_head());
         let first = tile.first_partial.expect("the tile was shared") + (kv_head - tile.kv_heads.start) * num_rows;
         self.merged.resize(num_rows * len, 0.0);
-        for span in 0..tile.num_spans {
+        for span in 0..tile.spans().len() {
             for row in 0..num_rows {
                 let partial = row_of(partials, first + span * tile.num_rows() + row, len);
                 merge(row_of_mut(&mut self.merged, row, len), span, partial);

@@ -1,3 +1,4 @@
+use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use half::{bf16, f16};
@@ -62,6 +63,7 @@ struct World {
     sequences: Vec<Tokens>,
     tables: Vec<Vec<u32>>,
     num_blocks: usize,
+    window: Option<NonZeroUsize>,
 }
 
 /// The tokens of each sequence that one step computes.
@@ -71,7 +73,7 @@ impl World {
     fn random(shape: Shape, lens: &[usize], seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let sequences = lens.iter().map(|len| Tokens::random(&shape, *len, &mut rng)).collect();
-        let mut world = Self { shape, sequences, tables: Vec::new(), num_blocks: 0 };
+        let mut world = Self { shape, sequences, tables: Vec::new(), num_blocks: 0, window: None };
         world.shuffle_blocks(&mut rng);
         world
     }
@@ -135,7 +137,7 @@ impl World {
     /// The reference's answer for keys and values that were rounded, head by head, before it got them.
     fn by_reference_of(&self, steps: &[Step], round: impl Fn(&[f32]) -> Vec<f32>) -> Vec<Vec<f32>> {
         let Shape { num_heads, num_kv_heads, head_size, .. } = self.shape;
-        let mut cache = ReferenceCache::new(&self.shape.layout::<f32>(), self.num_blocks);
+        let mut cache = ReferenceCache::new(&self.shape.layout::<f32>(), self.num_blocks).with_window(self.window);
         let round_heads = |rows: &[f32]| rows.chunks(head_size).flat_map(&round).collect::<Vec<_>>();
         self.collect(steps, |step, batch| {
             let key = self.rows(step, num_kv_heads, |tokens| &tokens.key);
@@ -164,7 +166,7 @@ impl World {
     ) -> Vec<Vec<f32>> {
         let Shape { num_heads, num_kv_heads, head_size, .. } = self.shape;
         // One for all steps, as an engine has it: what a step leaves behind must not matter to the next.
-        let mut plan = AttentionPlan::default();
+        let mut plan = self.plan();
         self.collect(steps, |step, batch| {
             let key = self.rows(step, num_kv_heads, |tokens| &tokens.key);
             let value = self.rows(step, num_kv_heads, |tokens| &tokens.value);
@@ -177,6 +179,10 @@ impl World {
             attend(storage, 0, &query, &plan, &mut output);
             output
         })
+    }
+
+    fn plan(&self) -> AttentionPlan {
+        AttentionPlan::with_window(self.window)
     }
 
     /// All sequences in one step each.
@@ -252,7 +258,7 @@ fn stored_values<E: KvElement>(values: &[f32]) -> Vec<f32> {
     let shape = Shape { num_heads: 1, num_kv_heads: 1, head_size: values.len(), block_size: LANES };
     let zeroes = vec![0.0; values.len()];
     let tokens = Tokens { len: 1, query: zeroes.clone(), key: zeroes, value: values.to_vec() };
-    let world = World { shape, sequences: vec![tokens], tables: vec![vec![0]], num_blocks: 1 };
+    let world = World { shape, sequences: vec![tokens], tables: vec![vec![0]], num_blocks: 1, window: None };
     let portable = *Isa::all().last().expect("portable code runs everywhere");
     world.by_kernel::<E>(&world.at_once(), portable, 1).remove(0)
 }
@@ -276,10 +282,12 @@ proptest! {
         block_size in prop_oneof![1..65_usize, Just(16), Just(32)],
         lens in prop::collection::vec(1..90_usize, 1..4),
         max_chunk in 1..90_usize,
+        window in prop::option::of(1..100_usize),
         seed in any::<u64>(),
     ) {
         let shape = Shape { num_heads: num_kv_heads * group_size, num_kv_heads, head_size, block_size };
-        let world = World::random(shape, &lens, seed);
+        let mut world = World::random(shape, &lens, seed);
+        world.window = window.and_then(NonZeroUsize::new);
         let steps = world.in_chunks(max_chunk, &mut ChaCha8Rng::seed_from_u64(seed));
         check_against_reference(&world, &steps)?;
     }
@@ -287,23 +295,35 @@ proptest! {
 
 #[test]
 fn agrees_with_the_reference_over_many_spans() {
-    for shape in [SMOL, ODD] {
-        let world = World::random(shape, &[900, 300], 1);
+    for (shape, window) in [(SMOL, None), (ODD, None), (SMOL, Some(270)), (ODD, Some(500))] {
+        let mut world = World::random(shape, &[900, 300], 1);
+        world.window = window.and_then(NonZeroUsize::new);
         check_against_reference(&world, &[vec![(0, 0..890), (1, 0..299)], vec![(0, 890..900), (1, 299..300)]]).unwrap();
+    }
+}
+
+#[test]
+fn agrees_with_the_reference_for_windows_around_blocks_tiles_and_contexts() {
+    let mut world = World::random(SMOL, &[140, 20], 8);
+    let steps = [vec![(0, 0..70)], vec![(0, 70..139), (1, 0..19)], vec![(0, 139..140), (1, 19..20)]];
+    for window in [1, 15, 16, 17, 64, 65, 139, 140, 1000] {
+        world.window = NonZeroUsize::new(window);
+        check_against_reference(&world, &steps).unwrap();
     }
 }
 
 #[test]
 fn a_token_has_the_same_bits_however_its_sequence_is_cut_and_whatever_runs_beside_it() {
     for (shape, seed) in [(SMOL, 2), (ODD, 3)] {
-        check_bits_of_cuts::<f16>(shape, seed);
+        check_bits_of_cuts::<f16>(shape, None, seed);
     }
-    check_bits_of_cuts::<bf16>(ODD, 4);
-    check_bits_of_cuts::<Q8>(SMOL, 5);
+    check_bits_of_cuts::<bf16>(ODD, None, 4);
+    check_bits_of_cuts::<Q8>(SMOL, NonZeroUsize::new(50), 5);
+    check_bits_of_cuts::<f16>(ODD, NonZeroUsize::new(17), 6);
 }
 
-fn check_bits_of_cuts<E: KvElement>(shape: Shape, seed: u64) {
-    let mut world = World::random(shape, &[290, 1, 77], seed);
+fn check_bits_of_cuts<E: KvElement>(shape: Shape, window: Option<NonZeroUsize>, seed: u64) {
+    let mut world = World { window, ..World::random(shape, &[290, 1, 77], seed) };
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     for isa in Isa::all() {
         let expected = world.by_kernel::<E>(&world.at_once(), isa, 1);
@@ -326,13 +346,38 @@ fn check_bits_of_cuts<E: KvElement>(shape: Shape, seed: u64) {
 
 #[test]
 fn a_token_has_the_same_bits_on_any_number_of_threads() {
-    let world = World::random(SMOL, &[1100, 40], 4);
+    let mut world = World::random(SMOL, &[1100, 40], 4);
     let steps = [vec![(0, 0..1050)], vec![(0, 1050..1099), (1, 0..39)], vec![(0, 1099..1100), (1, 39..40)]];
-    let expected = world.by_kernel::<f16>(&steps, Isa::best(), 1);
-    for num_threads in [2, 3, 16, 512] {
-        let found = world.by_kernel::<f16>(&steps, Isa::best(), num_threads);
-        check_bits(&found, &expected, &format!("{num_threads} threads"));
+    for window in [None, NonZeroUsize::new(700), NonZeroUsize::new(17)] {
+        world.window = window;
+        let expected = world.by_kernel::<f16>(&steps, Isa::best(), 1);
+        for num_threads in [2, 3, 16, 512] {
+            let found = world.by_kernel::<f16>(&steps, Isa::best(), num_threads);
+            check_bits(&found, &expected, &format!("{num_threads} threads, window {window:?}"));
+        }
     }
+}
+
+#[test]
+fn what_a_window_hides_is_not_read() {
+    let mut world = World::random(SMOL, &[1100], 9);
+    world.window = NonZeroUsize::new(300);
+    let mut storage = world.storage::<f16>(Isa::best());
+    let steps = [vec![(0, 0..1000)], vec![(0, 1000..1100)]];
+    let expected = world.by_storage(&steps, &mut storage, 2);
+    // A token at 1000 sees what is from 701 on, in block 43.
+    let row_len = SMOL.num_kv_heads * SMOL.head_size;
+    let garbage = vec![f32::NAN; row_len * 43 * SMOL.block_size];
+    let hidden = world.tables[0][..43].iter().flat_map(|block| (block * 16)..(block + 1) * 16).collect::<Vec<_>>();
+    storage.write(0, &kv_rows(&garbage, &garbage, row_len), &hidden);
+    let found = world.by_storage(&steps[1..], &mut storage, 2);
+    check_bits(&found, &[expected[0][1000 * SMOL.num_heads * SMOL.head_size..].to_vec()], "hidden tokens are NaN");
+
+    let mut plan = world.plan();
+    plan.fill(&world.batch(&vec![(0, 1099..1100)]), storage.geometry(), SMOL.num_heads, 1);
+    assert_eq!(plan.units[0].spans, 3..5, "from token 800 on");
+    plan.fill(&world.batch(&vec![(0, 1099..1100)]), storage.geometry(), SMOL.num_heads, 64);
+    assert_eq!((plan.tiles.len(), plan.units.len()), (3, 3 * 2), "a unit per head and span that is seen");
 }
 
 #[test]

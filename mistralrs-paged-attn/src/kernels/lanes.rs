@@ -58,8 +58,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn scale(self, power: Self) -> Self;
     /// `self` where `condition >= limit` or `condition` is NaN, else 0.
     unsafe fn zero_below(self, condition: Self, limit: Self) -> Self;
-    /// The first `count` lanes; -inf in the others.
-    unsafe fn keep_first(self, count: usize) -> Self;
+    /// Lanes `first..end`; -inf in the others.
+    unsafe fn keep(self, first: usize, end: usize) -> Self;
     /// The largest lane.
     unsafe fn max_lane(self) -> f32;
     /// Starts to bring the cache line of `address` near; any address will do, and nothing may happen.
@@ -205,10 +205,10 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn keep_first(self, count: usize) -> Self {
+    unsafe fn keep(self, first: usize, end: usize) -> Self {
         let mut lanes = self.0;
-        for lane in lanes.iter_mut().skip(count) {
-            *lane = f32::NEG_INFINITY;
+        for (index, lane) in lanes.iter_mut().enumerate() {
+            *lane = if index >= first && index < end { *lane } else { f32::NEG_INFINITY };
         }
         Self(lanes)
     }

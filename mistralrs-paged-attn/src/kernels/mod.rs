@@ -56,6 +56,11 @@ impl<E: KvElement> Tile<'_, E> {
         self.groups.map(|group| num_visible.saturating_sub(group.first_token).min(group.num_lanes))
     }
 
+    /// Tokens of each group before `first_seen`.
+    fn num_hidden(&self, first_seen: usize) -> [usize; GROUPS_PER_TILE] {
+        self.groups.map(|group| first_seen.saturating_sub(group.first_token).min(group.num_lanes))
+    }
+
     /// Panics where a kernel would read outside the groups.
     fn check(&self, head_size: usize) {
         assert!(E::DTYPE.fits(head_size));
@@ -78,6 +83,8 @@ pub(crate) struct Rows<'a> {
     pub(crate) query: &'a [f32],
     /// `[rows]`, rising: tokens each row sees, from the start of its sequence.
     pub(crate) num_visible: &'a [usize],
+    /// How many of these a row sees, the last ones.
+    pub(crate) window: usize,
     /// `[rows]`: the largest score so far, [`LOWEST`] at first.
     pub(crate) max: &'a mut [f32],
     /// `[rows, LANES]`: weights so far, relative to `max`, summed by lane.
@@ -87,6 +94,11 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
+    /// The first token that `row` sees.
+    fn first_seen(&self, row: usize) -> usize {
+        self.num_visible[row].saturating_sub(self.window)
+    }
+
     /// Panics where a kernel would read or write outside the buffers.
     fn check(&self) {
         let num_rows = self.num_visible.len();

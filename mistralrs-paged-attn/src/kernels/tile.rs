@@ -87,7 +87,9 @@ struct Weights<const R: usize> {
     of_tokens: [[f32; TILE_LEN]; R],
     /// By row: what the sums and the output of earlier tiles shrink by.
     of_earlier: [f32; LANES],
-    /// By group: tokens that the last row sees, which sees most.
+    /// By group: tokens before the window of the first row, whose window begins first.
+    num_hidden: [usize; GROUPS_PER_TILE],
+    /// By group: tokens up to the last that the last row sees, which sees furthest.
     num_shown: [usize; GROUPS_PER_TILE],
 }
 
@@ -100,14 +102,17 @@ unsafe fn attend_rows<L: Lanes, E: KvElement, const R: usize, const W: usize>(
     first: usize,
 ) {
     let num_shown = tile.num_shown(rows.num_visible[first + R - 1]);
-    if num_shown[0] == 0 {
+    let num_hidden = tile.num_hidden(rows.first_seen(first));
+    if num_hidden == num_shown {
         return;
     }
-    let mut weights = Weights { of_tokens: [[0.0; TILE_LEN]; R], of_earlier: [0.0; LANES], num_shown };
+    let mut weights = Weights { of_tokens: [[0.0; TILE_LEN]; R], of_earlier: [0.0; LANES], num_hidden, num_shown };
     // SAFETY: the caller promises the features of `L`, rows up to `first + R`, and checked buffers.
     unsafe {
         score::<L, E, R, W>(tile, ahead, rows, first, &mut weights);
-        if tile.num_shown(rows.num_visible[first]) != [LANES; GROUPS_PER_TILE] {
+        let all_see_all = tile.num_shown(rows.num_visible[first]) == [LANES; GROUPS_PER_TILE]
+            && tile.num_hidden(rows.first_seen(first + R - 1)) == [0; GROUPS_PER_TILE];
+        if !all_see_all {
             hide::<L, E, R>(tile, rows, first, &mut weights);
         }
         soften::<L, R>(rows, first, &mut weights);
@@ -186,11 +191,12 @@ unsafe fn hide<L: Lanes, E: KvElement, const R: usize>(
 ) {
     for r in 0..R {
         let num_shown = tile.num_shown(rows.num_visible[first + r]);
+        let num_hidden = tile.num_hidden(rows.first_seen(first + r));
         for group in 0..GROUPS_PER_TILE {
             // SAFETY: a group's lanes are within the row's scores; the features are the caller's promise.
             unsafe {
                 let scores = weights.of_tokens[r].as_mut_ptr().add(group * LANES);
-                L::load(scores).keep_first(num_shown[group]).store(scores);
+                L::load(scores).keep(num_hidden[group], num_shown[group]).store(scores);
             }
         }
     }
@@ -273,7 +279,7 @@ unsafe fn accumulate<L: Lanes, E: KvElement, const R: usize, const W: usize>(
         for group in 0..GROUPS_PER_TILE {
             let values = tile.groups[group].values.as_ptr();
             let values_ahead = ahead.groups[group].values.as_ptr();
-            for lane in 0..weights.num_shown[group] {
+            for lane in weights.num_hidden[group]..weights.num_shown[group] {
                 let mut value = [L::splat(0.0); W];
                 for w in 0..W {
                     value[w] = E::load_values(values.add(lane * value_len), column + w);

@@ -83,6 +83,9 @@ impl<'a> Metadata<'a> {
                 pairing: architecture.gguf_pairing,
                 scaling: self.rotary_scaling(architecture)?,
             },
+            // `attention.sliding_window` is not read: llama.cpp ignores it in these architectures, and its converter does
+            // not write it, not even for Mistral, whose files are `llama`.
+            sliding_window: None,
             // The converter writes what the checkpoint has, and no key says so.
             attention_bias: architecture.attention_bias(Presence::IfPresent),
             mlp_bias: Presence::IfPresent,

@@ -1,5 +1,6 @@
 //! `config.json` of Hugging Face checkpoints.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -8,11 +9,23 @@ use serde_json::Value;
 use crate::error::LoadError;
 use crate::layers::{HeadCounts, Llama3Scaling, RotaryConfig, RotaryPairing, RotaryScaling};
 use crate::loader::unsupported;
-use crate::models::config::Presence;
-use crate::models::{Architecture, DecoderConfig};
+use crate::models::config::{Presence, SlidingWindow, WindowedLayers};
+use crate::models::{Architecture, DecoderConfig, WindowKeys};
 
 /// Rotary base of configurations that name none.
 const DEFAULT_ROTARY_BASE: f32 = 10_000.0;
+
+/// What transformers takes for `sliding_window` where it is absent; where it is null there is no window.
+const DEFAULT_WINDOW: usize = 4096;
+
+/// What transformers takes for `max_window_layers`.
+const DEFAULT_MAX_WINDOW_LAYERS: usize = 28;
+
+/// Layers with a window, in `layer_types`.
+const SLIDING_ATTENTION: &str = "sliding_attention";
+
+/// Those without.
+const FULL_ATTENTION: &str = "full_attention";
 
 /// The keys we read; the many others do not change what a decoder computes.
 #[derive(Debug, Deserialize)]
@@ -37,9 +50,12 @@ struct HfConfig {
     mlp_bias: bool,
     #[serde(default)]
     use_sliding_window: bool,
-    /// The layers below it attend to everything whatever `use_sliding_window` says.
-    #[serde(default)]
-    max_window_layers: usize,
+    #[serde(default = "default_window")]
+    sliding_window: Option<usize>,
+    /// The layers below it see everything whatever `use_sliding_window` says.
+    max_window_layers: Option<usize>,
+    /// What each layer sees, in newer files.
+    layer_types: Option<Vec<String>>,
     tie_word_embeddings: Option<bool>,
     hidden_act: Option<String>,
     quantization_config: Option<Value>,
@@ -88,15 +104,16 @@ pub(super) fn decoder_config(
     {
         return unsupported(format!("activation `{activation}`"));
     }
-    if config.use_sliding_window && config.max_window_layers < config.num_hidden_layers {
-        return unsupported("sliding windows (`use_sliding_window`)".to_owned());
-    }
     let num_heads = config.num_attention_heads;
     let head_size = config.head_dim.or_else(|| config.hidden_size.checked_div(num_heads)).unwrap_or(0);
     let rope = config.rope_parameters.clone().or_else(|| config.rope_scaling.clone()).unwrap_or_default();
     let partial = rope.partial_rotary_factor.or(config.partial_rotary_factor).unwrap_or(1.0);
     let scaling = match rope.scaling() {
         Ok(scaling) => scaling,
+        Err(what) => return unsupported(what),
+    };
+    let sliding_window = match config.sliding_window(architecture.window_keys) {
+        Ok(sliding_window) => sliding_window,
         Err(what) => return unsupported(what),
     };
     Ok(DecoderConfig {
@@ -113,6 +130,7 @@ pub(super) fn decoder_config(
             pairing: RotaryPairing::HalfSplit,
             scaling,
         },
+        sliding_window,
         attention_bias: architecture.attention_bias(Presence::from_config(config.attention_bias)),
         mlp_bias: Presence::from_config(config.mlp_bias),
         output_matrix: match config.tie_word_embeddings {
@@ -120,6 +138,47 @@ pub(super) fn decoder_config(
             None => Presence::IfPresent,
         },
     })
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "serde asks for the type of the key")]
+fn default_window() -> Option<usize> {
+    Some(DEFAULT_WINDOW)
+}
+
+impl HfConfig {
+    /// The layers that see the last tokens only, if there are such; or what cannot be run.
+    fn sliding_window(&self, keys: WindowKeys) -> Result<Option<SlidingWindow>, String> {
+        let (is_on, layers) = match keys {
+            WindowKeys::Ignored => return Ok(None),
+            WindowKeys::AllLayers => (true, WindowedLayers::From(0)),
+            WindowKeys::SomeLayers => (self.use_sliding_window, self.windowed_layers()?),
+        };
+        let Some(size) = self.sliding_window.filter(|_| is_on) else {
+            return match layers {
+                WindowedLayers::Listed(listed) if listed.contains(&true) => {
+                    Err(format!("layers of `{SLIDING_ATTENTION}` and no window"))
+                }
+                _ => Ok(None),
+            };
+        };
+        let size = NonZeroUsize::new(size).ok_or("a sliding window of 0 tokens")?;
+        Ok(Some(SlidingWindow { size, layers }))
+    }
+
+    fn windowed_layers(&self) -> Result<WindowedLayers, String> {
+        let Some(layer_types) = &self.layer_types else {
+            return Ok(WindowedLayers::From(self.max_window_layers.unwrap_or(DEFAULT_MAX_WINDOW_LAYERS)));
+        };
+        if layer_types.len() != self.num_hidden_layers {
+            return Err(format!("`layer_types` of {} of {} layers", layer_types.len(), self.num_hidden_layers));
+        }
+        let has_window = |layer_type: &String| match layer_type.as_str() {
+            SLIDING_ATTENTION => Ok(true),
+            FULL_ATTENTION => Ok(false),
+            other => Err(format!("layers of `{other}`")),
+        };
+        Ok(WindowedLayers::Listed(layer_types.iter().map(has_window).collect::<Result<_, _>>()?))
+    }
 }
 
 impl RopeParameters {
@@ -149,7 +208,7 @@ mod tests {
 
     use super::*;
     use crate::models::config::AttentionBias;
-    use crate::models::{llama, qwen2};
+    use crate::models::{llama, mistral, qwen2};
 
     fn smollm2() -> Value {
         json!({
@@ -161,10 +220,14 @@ mod tests {
     }
 
     fn changed(changes: &Value) -> Result<DecoderConfig, String> {
+        changed_of(&llama::ARCHITECTURE, changes)
+    }
+
+    fn changed_of(architecture: &Architecture, changes: &Value) -> Result<DecoderConfig, String> {
         let mut config = smollm2();
         let object = config.as_object_mut().unwrap();
         object.extend(changes.as_object().unwrap().clone());
-        decoder_config(Path::new("config.json"), &llama::ARCHITECTURE, &config).map_err(|error| error.to_string())
+        decoder_config(Path::new("config.json"), architecture, &config).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -205,25 +268,59 @@ mod tests {
     }
 
     #[test]
-    fn qwen2_has_its_biases_without_a_key_and_no_windows() {
-        let read = |changes: &Value| {
-            let mut config = smollm2();
-            config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            decoder_config(Path::new("config.json"), &qwen2::ARCHITECTURE, &config).map_err(|error| error.to_string())
-        };
+    fn qwen2_and_mistral_have_or_lack_biases_without_a_key() {
+        let changes = json!({"attention_bias": true});
+        let qwen2 = AttentionBias { query_key_value: Presence::Required, output: Presence::Absent };
+        assert_eq!(changed_of(&qwen2::ARCHITECTURE, &changes).unwrap().attention_bias, qwen2);
+        let mistral = AttentionBias::uniform(Presence::Absent);
+        assert_eq!(changed_of(&mistral::ARCHITECTURE, &changes).unwrap().attention_bias, mistral);
+    }
+
+    /// Fails unless `changes` make windows of `expected` tokens in layers 0, 27, 28 and 29; 0 is all.
+    fn check_windows(architecture: &Architecture, changes: &Value, expected: [usize; 4]) {
+        let config = changed_of(architecture, changes).unwrap();
+        let found = [0, 27, 28, 29].map(|layer| config.window(layer).map_or(0, NonZeroUsize::get));
+        assert_eq!(found, expected, "{} with {changes}", architecture.name);
+    }
+
+    #[test]
+    fn windows_are_those_of_transformers() {
+        let (qwen2, mistral) = (&qwen2::ARCHITECTURE, &mistral::ARCHITECTURE);
         // As Qwen2.5's files have it: a window, switched off.
-        let config = read(&json!({"sliding_window": 32768, "use_sliding_window": false, "max_window_layers": 21}));
-        let expected = AttentionBias { query_key_value: Presence::Required, output: Presence::Absent };
-        assert_eq!(config.unwrap().attention_bias, expected);
-        assert!(read(&json!({"use_sliding_window": true, "max_window_layers": 30})).is_ok());
-        let windows = read(&json!({"use_sliding_window": true, "max_window_layers": 29})).unwrap_err();
-        assert!(windows.starts_with("architecture `qwen2 with sliding windows (`use_sliding_window`)"), "{windows}");
+        let off = json!({"sliding_window": 32768, "use_sliding_window": false, "max_window_layers": 21});
+        check_windows(qwen2, &off, [0; 4]);
+        check_windows(qwen2, &json!({"use_sliding_window": true}), [0, 0, 4096, 4096]);
+        check_windows(qwen2, &json!({"use_sliding_window": true, "sliding_window": null}), [0; 4]);
+        let upper = json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 29});
+        check_windows(qwen2, &upper, [0, 0, 0, 8]);
+        let mut types = ["full_attention"; 30];
+        types[27] = "sliding_attention";
+        let listed = json!({"use_sliding_window": true, "sliding_window": 8, "layer_types": types});
+        check_windows(qwen2, &listed, [0, 8, 0, 0]);
+
+        check_windows(mistral, &json!({}), [4096; 4]);
+        check_windows(mistral, &json!({"sliding_window": 8, "layer_types": types}), [8; 4]);
+        check_windows(mistral, &json!({"sliding_window": null}), [0; 4]);
+        check_windows(&llama::ARCHITECTURE, &json!({"sliding_window": 8, "use_sliding_window": true}), [0; 4]);
+    }
+
+    #[test]
+    fn windows_that_cannot_be_run_are_named() {
+        let check = |changes: &Value, expected: &str| {
+            let error = changed_of(&qwen2::ARCHITECTURE, changes).unwrap_err();
+            assert!(error.starts_with(&format!("architecture `qwen2 with {expected}` in")), "{error}");
+        };
+        let types = |layer_type: &str, len: usize| vec![layer_type.to_owned(); len];
+        check(&json!({"layer_types": types("chunked_attention", 30)}), "layers of `chunked_attention`");
+        check(&json!({"layer_types": types("full_attention", 3)}), "`layer_types` of 3 of 30 layers");
+        check(&json!({"layer_types": types("sliding_attention", 30)}), "layers of `sliding_attention` and no window");
+        check(&json!({"use_sliding_window": true, "sliding_window": 0}), "a sliding window of 0 tokens");
     }
 
     #[test]
     fn what_cannot_be_run_is_named() {
         let error = |changes: Value| changed(&changes).unwrap_err();
-        let supported = "in `config.json` is not supported; supported: llama, qwen2";
+        let supported = "in `config.json` is not supported; supported: llama, mistral, qwen2";
         let yarn = error(json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}));
         assert_eq!(yarn, format!("architecture `llama with rotary scaling `yarn`` {supported}"));
         let gptq = error(json!({"quantization_config": {"quant_method": "gptq"}}));
@@ -244,7 +341,7 @@ mod tests {
         let gpt2 = found(json!({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}));
         assert_eq!(
             gpt2.unwrap_err(),
-            "architecture `GPT2LMHeadModel` in `c` is not supported; supported: llama, qwen2"
+            "architecture `GPT2LMHeadModel` in `c` is not supported; supported: llama, mistral, qwen2"
         );
         assert_eq!(found(json!([])).unwrap_err(), "`c`: it names neither `architectures` nor a `model_type`");
     }
