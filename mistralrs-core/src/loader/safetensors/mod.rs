@@ -52,7 +52,7 @@ pub fn load(directory: &Path, source: &ModelSource) -> Result<LoadedModel, LoadE
     }
     let tokenizer = tokenizer::from_file(&tokenizer_path)
         .map_err(|reason| LoadError::Tokenizer { path: tokenizer_path.clone(), reason })?;
-    check_vocabulary(&tokenizer_path, &tokenizer, config.vocab_size)?;
+    check_vocabulary(&tokenizer_path, tokenizer.get_vocab_size(true), &config)?;
     let special = special_tokens::read(directory, &value, &tokenizer)?;
     let template = (special.template_path.as_path(), special.template);
     let chat_template = compile_template(source, template, special.texts)?;
