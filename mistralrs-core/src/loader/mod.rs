@@ -18,6 +18,7 @@ pub mod chat_template;
 mod end_of_turn;
 pub mod gguf;
 mod mapped_file;
+mod packed_cache;
 pub mod progress;
 pub mod safetensors;
 pub mod tokenizer;
@@ -182,7 +183,7 @@ mod tests {
     use super::*;
 
     fn error_of(path: &Path) -> String {
-        let source = ModelSource { path: path.to_owned(), id: None, chat_template: None };
+        let source = ModelSource { path: path.to_owned(), id: None, chat_template: None, packed_cache: None };
         let error = load(&source).err().expect("nothing here can be loaded");
         error.to_string().replace(&path.display().to_string(), "<path>")
     }

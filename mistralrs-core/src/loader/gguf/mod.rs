@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::{Content, Value};
 use mistralrs_quant::WeightFormat;
 
-use crate::config::ModelSource;
+use crate::config::{ModelSource, PackedCacheConfig};
 use crate::error::LoadError;
 use crate::layers::RotaryScaling;
-use crate::loader::mapped_file::MappedFile;
+use crate::loader::mapped_file::{FileStamp, MappedFile};
 use crate::loader::progress::LoadProgress;
 use crate::loader::tokenizer::GgufTokenizer;
 use crate::loader::weights::{Naming, Role, StoredTensor, WeightFiles, WeightTotals, Weights};
@@ -66,7 +66,8 @@ pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError>
     file.content.metadata.clear();
 
     let build_tokenizer = || tokenizer.build().map_err(tokenizer_error);
-    let (tokenizer, (model, totals)) = beside(build_tokenizer, || read_weights(&file, architecture, config))?;
+    let read_weights = || read_weights(&file, architecture, config, source.packed_cache.as_ref());
+    let (tokenizer, (model, totals)) = beside(build_tokenizer, read_weights)?;
     let description = ModelDescription {
         architecture: architecture.name.to_owned(),
         quantization,
@@ -81,17 +82,18 @@ fn read_weights(
     file: &GgufFile,
     architecture: &Architecture,
     mut config: DecoderConfig,
+    packed_cache: Option<&PackedCacheConfig>,
 ) -> Result<(Box<dyn CausalLm>, WeightTotals), LoadError> {
     let name = file.path.file_stem().map_or_else(|| "model".into(), |name| name.to_string_lossy());
     let progress = LoadProgress::new(&name, file.num_tensor_bytes());
-    let mut weights = Weights::new(file, &progress);
+    let mut weights = Weights::new(file, &progress).with_packed_cache(packed_cache);
     if config.rotary.scaling == RotaryScaling::None && weights.has(Role::RotaryDivisors) {
         let divisors = weights.vector(Role::RotaryDivisors, config.rotary.size / 2)?;
         config.rotary.scaling = RotaryScaling::Divisors(divisors);
     }
     let model = (architecture.build)(&config, &mut weights)?;
     progress.finish();
-    Ok((model, weights.totals()))
+    Ok((model, weights.finish()))
 }
 
 impl GgufFile {
@@ -150,6 +152,10 @@ impl WeightFiles for GgufFile {
             .tensors
             .get(name)
             .and_then(|tensor| Some(StoredTensor { dtype: tensor.dtype, shape: &tensor.shape, data: stored(tensor)? })))
+    }
+
+    fn stamps(&self) -> Option<Vec<FileStamp>> {
+        Some(vec![self.map.stamp()?])
     }
 
     fn release(&self, bytes: &[u8]) {
