@@ -14,6 +14,18 @@ pub struct ModelSource {
     pub id: Option<String>,
     /// Replaces the template in the files (`--chat-template`): a Jinja file.
     pub chat_template: Option<PathBuf>,
+    /// Where packed weights are kept for the next start; `None`: nowhere, they are packed each time.
+    pub packed_cache: Option<PackedCacheConfig>,
+}
+
+/// Packed weights on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedCacheConfig {
+    /// Made if it is not there (`--packed-cache-dir`). Whoever can write to it can change what models answer.
+    pub directory: PathBuf,
+    /// Bytes that the packed weights of all models may take together (`--packed-cache-size`). Those not used for longest
+    /// are deleted first; a model that needs more is not kept.
+    pub max_bytes: u64,
 }
 
 /// What one engine may use.

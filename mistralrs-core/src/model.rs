@@ -115,7 +115,8 @@ impl Model {
     pub fn load(source: &ModelSource, config: &EngineConfig, metrics: &EngineMetrics) -> Result<Self, LoadError> {
         let id = source.id.clone().unwrap_or_else(|| default_id(&source.path));
         let loaded = loader::load(source)?;
-        let draft = config.draft_model.as_deref().map(Draft::load).transpose()?;
+        let load_draft = |path| Draft::load(path, source.packed_cache.as_ref());
+        let draft = config.draft_model.as_deref().map(load_draft).transpose()?;
         Self::start_with_draft(id, loaded, draft, config, metrics)
     }
 

@@ -27,7 +27,7 @@ const OPERATIONS_PER_STEP: usize = 3;
 
 fn load(fixture: &str) -> (Box<dyn CausalLm>, KvCache) {
     let path = format!("{}/tests/fixtures/{fixture}", env!("CARGO_MANIFEST_DIR")).into();
-    let model = loader::load(&ModelSource { path, id: None, chat_template: None }).unwrap().model;
+    let model = loader::load(&ModelSource { path, id: None, chat_template: None, packed_cache: None }).unwrap().model;
     let shape = model.shape();
     let layout = KvLayout {
         num_layers: shape.num_layers,

@@ -8,6 +8,8 @@
 
 use half::f16;
 
+use crate::packing::MatrixShape;
+
 /// Block types that tiles can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockFormat {
@@ -153,6 +155,11 @@ impl BlockFormat {
             Self::Q5K => 176,
             Self::Q6K => 210,
         }
+    }
+
+    /// Bytes of a packed matrix; `None` where K is not whole blocks, or the number has no room.
+    pub fn num_packed_bytes(self, shape: MatrixShape) -> Option<usize> {
+        shape.num_packed_bytes(self.block_len(), self.group_layout().num_bytes)
     }
 
     /// Bits of a code.

@@ -25,7 +25,7 @@ pub use activations::{Precision, QuantizedRows, RowShape, SpanSet};
 pub use floats::{FloatFormat, FloatMatrix};
 pub use format::BlockFormat;
 pub use matrix::{BlockMatrix, Columns, NotRows};
-pub use packing::StoredRows;
+pub use packing::{FillPiece, MatrixShape, PIECE_BYTES, StoredRows, TILE_LAYOUT};
 pub use source::Source;
 pub use threads::{CallingThread, Threads};
 pub use weight_format::WeightFormat;

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use crate::activations::{QuantizedRows, STRIP, SpanSet};
 use crate::format::{BLOCK, Block, BlockFormat};
 use crate::kernels::{self, Job, Level, MAX_EXPANDED_BYTES, TILES_AT_ONCE};
-use crate::packing::StoredRows;
+use crate::packing::{self, FillPiece, MatrixShape, StoredRows};
 use crate::storage::{self, CacheLine, Storage};
 use crate::threads::{SendPointer, Threads};
 use crate::tile::TILE;
@@ -171,6 +171,23 @@ impl BlockMatrix {
             }
         });
         Ok(Self { storage, format, num_outputs: rows.len(), num_inputs })
+    }
+
+    /// A matrix of tiles that [`Self::packed_bytes`] gave once, of the same `format` and `shape`; `None` where no matrix has
+    /// such a shape.
+    pub fn from_tiles(
+        format: BlockFormat,
+        shape: MatrixShape,
+        fill: FillPiece<'_>,
+        threads: &dyn Threads,
+    ) -> Option<Self> {
+        let storage = packing::fill_pieces(format.num_packed_bytes(shape)?, fill, threads);
+        Some(Self { storage, format, num_outputs: shape.num_outputs, num_inputs: shape.num_inputs })
+    }
+
+    /// Its tiles, one after the other.
+    pub fn packed_bytes(&self) -> &[u8] {
+        self.storage.bytes()
     }
 
     /// N.

@@ -1,4 +1,4 @@
-//! From rows as a file stores them to tiles.
+//! From rows as a file stores them to tiles, and from tiles that were kept to tiles again.
 
 use std::ops::Range;
 
@@ -9,6 +9,42 @@ use crate::tile::TILE;
 
 /// What is packed before somebody is told that it was read: little beside a model, much beside waking threads.
 const STEP_BYTES: usize = 8 << 20;
+
+/// What a tile's bytes mean, as a number: it changes with any format's tiles, and those kept under another one are of no
+/// use. A test knows what goes with it.
+pub const TILE_LAYOUT: u32 = 1;
+
+/// Bytes of kept tiles that are asked for at once: little enough that all threads get some of a matrix, and that what one
+/// was given is in its second-level cache when it looks at it again.
+pub const PIECE_BYTES: usize = 512 << 10;
+
+/// The sizes of a matrix `[N, K]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MatrixShape {
+    /// N.
+    pub num_outputs: usize,
+    /// K.
+    pub num_inputs: usize,
+}
+
+impl MatrixShape {
+    /// Bytes of its tiles, of which each has `group_bytes` for so many inputs; `None` where K is not whole groups.
+    pub(crate) fn num_packed_bytes(self, group_len: usize, group_bytes: usize) -> Option<usize> {
+        let num_groups = self.num_inputs.is_multiple_of(group_len).then_some(self.num_inputs / group_len)?;
+        self.num_outputs.div_ceil(TILE).checked_mul(num_groups)?.checked_mul(group_bytes)
+    }
+}
+
+/// Gives tiles that were kept: fills a piece, [`PIECE_BYTES`] long but for the last, which begins at an offset of the
+/// matrix. Called on all threads, once for each piece.
+pub type FillPiece<'a> = &'a (dyn Fn(usize, &mut [u8]) + Sync);
+
+/// `num_bytes` of tiles as `fill` gives them.
+pub(crate) fn fill_pieces(num_bytes: usize, fill: FillPiece<'_>, threads: &dyn Threads) -> Storage {
+    let mut storage = Storage::zeroed(num_bytes);
+    for_each_piece(storage.bytes_mut(), PIECE_BYTES, threads, |piece, bytes| fill(piece * PIECE_BYTES, bytes));
+    storage
+}
 
 /// Rows `[N, K]` of a matrix as a file stores them.
 #[derive(Clone, Copy)]
@@ -51,7 +87,7 @@ impl<'a> StoredRows<'a> {
         let steps = storage.bytes_mut().chunks_mut(tiles_at_once * tile_bytes.max(1));
         let mut start = 0;
         for (tiles, rows) in steps.zip(rows.chunks(tiles_at_once * TILE)) {
-            for_each_tile(tiles, tile_bytes, threads, |tile, bytes| {
+            for_each_piece(tiles, tile_bytes, threads, |tile, bytes| {
                 fill(&rows[tile * TILE..rows.len().min((tile + 1) * TILE)], bytes);
             });
             let end = start + rows.len() * row_bytes;
@@ -75,13 +111,14 @@ impl<'a> StoredRows<'a> {
     }
 }
 
-/// Calls `fill(tile, bytes)` for each tile of `bytes`, on all threads.
-fn for_each_tile(bytes: &mut [u8], tile_bytes: usize, threads: &dyn Threads, fill: impl Fn(usize, &mut [u8]) + Sync) {
-    let start = SendPointer(bytes.as_mut_ptr());
-    threads.run(bytes.len() / tile_bytes, &|tiles| {
-        for tile in tiles {
-            // SAFETY: the tile is inside `bytes`, each is given to one worker, and `run` returns only after all are done.
-            fill(tile, unsafe { std::slice::from_raw_parts_mut(start.at(tile * tile_bytes), tile_bytes) });
+/// Calls `fill(index, piece)` for each `size` of `bytes`, on all threads; the last may have fewer.
+fn for_each_piece(bytes: &mut [u8], size: usize, threads: &dyn Threads, fill: impl Fn(usize, &mut [u8]) + Sync) {
+    let (start, len) = (SendPointer(bytes.as_mut_ptr()), bytes.len());
+    threads.run(len.div_ceil(size), &|pieces| {
+        for piece in pieces {
+            let offset = piece * size;
+            // SAFETY: the piece is inside `bytes`, each is given to one worker, and `run` returns only after all are done.
+            fill(piece, unsafe { std::slice::from_raw_parts_mut(start.at(offset), size.min(len - offset)) });
         }
     });
 }
@@ -92,7 +129,73 @@ mod tests {
 
     use super::*;
     use crate::threads::CallingThread;
-    use crate::{BlockFormat, BlockMatrix};
+    use crate::{BlockFormat, BlockMatrix, FloatFormat, FloatMatrix};
+
+    /// Bytes of no meaning, the same in every run.
+    fn arbitrary(num_bytes: usize) -> Vec<u8> {
+        (0..num_bytes as u32).map(|index| (index.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect()
+    }
+
+    /// The tiles of `num_outputs` rows of 256 inputs, and those of a matrix that was made of them.
+    fn packed_and_kept(format: BlockFormat, num_outputs: usize) -> (BlockMatrix, BlockMatrix) {
+        let shape = MatrixShape { num_outputs, num_inputs: 256 };
+        let stored = arbitrary(num_outputs * 256 / format.block_len() * format.block_bytes());
+        let packed = BlockMatrix::pack(format, 256, &[&stored], &CallingThread).unwrap();
+        let fill =
+            |offset: usize, piece: &mut [u8]| piece.copy_from_slice(&packed.packed_bytes()[offset..][..piece.len()]);
+        let kept = BlockMatrix::from_tiles(format, shape, &fill, &CallingThread).unwrap();
+        assert_eq!(format.num_packed_bytes(shape), Some(packed.num_bytes()));
+        (packed, kept)
+    }
+
+    #[test]
+    fn tiles_that_were_kept_are_the_same_matrix() {
+        for format in BlockFormat::ALL {
+            // Several pieces, of which the last is not whole, and outputs that do not fill a tile.
+            let (packed, kept) = packed_and_kept(format, PIECE_BYTES / 80);
+            assert!(packed.num_bytes() > PIECE_BYTES && !packed.num_bytes().is_multiple_of(PIECE_BYTES), "{format:?}");
+            assert!(packed.packed_bytes() == kept.packed_bytes(), "{format:?}");
+            assert_eq!((kept.num_outputs(), kept.num_inputs()), (packed.num_outputs(), packed.num_inputs()));
+        }
+        for format in [FloatFormat::F32, FloatFormat::F16, FloatFormat::Bf16] {
+            let shape = MatrixShape { num_outputs: 37, num_inputs: 6 };
+            let stored = arbitrary(37 * 6 * format.element_bytes());
+            let packed = FloatMatrix::pack(format, 6, &[&stored], &CallingThread).unwrap();
+            let fill = |_: usize, piece: &mut [u8]| piece.copy_from_slice(packed.packed_bytes());
+            let kept = FloatMatrix::from_tiles(format, shape, &fill, &CallingThread).unwrap();
+            assert_eq!(kept.packed_bytes(), packed.packed_bytes());
+            assert_eq!(format.num_packed_bytes(shape), Some(packed.num_bytes()));
+        }
+    }
+
+    #[test]
+    fn shapes_that_no_matrix_has_are_refused() {
+        let fill = |_: usize, _: &mut [u8]| unreachable!("there is nothing to fill");
+        let shape = |num_outputs, num_inputs| MatrixShape { num_outputs, num_inputs };
+        for shape in [shape(16, 33), shape(usize::MAX, 1 << 20)] {
+            assert!(BlockMatrix::from_tiles(BlockFormat::Q8_0, shape, &fill, &CallingThread).is_none());
+            assert!(FloatMatrix::from_tiles(FloatFormat::F16, shape, &fill, &CallingThread).is_none());
+        }
+    }
+
+    #[test]
+    fn a_change_of_the_layout_changes_its_number() {
+        // FNV-1a over the tiles of all formats. Should this fail, raise TILE_LAYOUT: servers keep tiles on disk.
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut add = |bytes: &[u8]| {
+            for byte in bytes {
+                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+            }
+        };
+        for format in BlockFormat::ALL {
+            add(packed_and_kept(format, 17).0.packed_bytes());
+        }
+        for format in [FloatFormat::F32, FloatFormat::F16, FloatFormat::Bf16] {
+            let stored = arbitrary(17 * 6 * format.element_bytes());
+            add(FloatMatrix::pack(format, 6, &[&stored], &CallingThread).unwrap().packed_bytes());
+        }
+        assert_eq!((TILE_LAYOUT, hash), (1, 0x4f3b_236c_b993_c66a));
+    }
 
     #[test]
     fn all_that_was_read_is_given_back_in_order_and_in_pieces() {

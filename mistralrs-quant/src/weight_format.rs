@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::floats::FloatFormat;
 use crate::format::BlockFormat;
+use crate::packing::MatrixShape;
 
 /// Floats, or quantized blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,14 @@ impl WeightFormat {
         match self {
             Self::Floats(format) => format.element_bytes(),
             Self::Blocks(format) => format.block_bytes(),
+        }
+    }
+
+    /// Bytes of a packed matrix; `None` where its rows cannot have so many inputs, or the number has no room.
+    pub fn num_packed_bytes(self, shape: MatrixShape) -> Option<usize> {
+        match self {
+            Self::Floats(format) => format.num_packed_bytes(shape),
+            Self::Blocks(format) => format.num_packed_bytes(shape),
         }
     }
 }

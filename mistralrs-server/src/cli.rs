@@ -230,6 +230,12 @@ struct EngineFlags {
     /// Smaller model with the same vocabulary that guesses where a text does not repeat itself
     #[arg(long, global = true, value_name = "PATH_OR_ID", visible_alias = "model-draft")]
     draft_model: Option<String>,
+    /// Directory in which packed weights are kept, so that the next start is faster
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    packed_cache_dir: Option<PathBuf>,
+    /// GiB that the packed weights of all models may take there; those not used for longest go first [default: 16]
+    #[arg(long, global = true, value_name = "GIB")]
+    packed_cache_size: Option<NonZeroUsize>,
     /// 0 turns the prefix cache off; otherwise the KV memory bounds it [default: 16]
     #[arg(long, global = true, value_name = "N")]
     prefix_cache_n: Option<usize>,
@@ -345,6 +351,8 @@ impl EngineFlags {
         set(layer, "engine.max_model_len", self.max_model_len);
         set(layer, "engine.max_draft_tokens", self.max_draft_tokens);
         set(layer, "engine.draft_model", self.draft_model.as_deref());
+        set(layer, "engine.packed_cache_dir", self.packed_cache_dir.as_deref());
+        set(layer, "engine.packed_cache_size", self.packed_cache_size);
         set(layer, "engine.prefix_cache_n", self.prefix_cache_n);
         set(layer, "engine.paged_attn", self.paged_attn);
         set(layer, "engine.pa_memory_mb", self.pa_memory_mb);

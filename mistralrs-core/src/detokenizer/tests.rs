@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tokenizers::Tokenizer;
 
 use super::{Detokenizer, Piece, TextStart, Vocabulary};
-use crate::loader::tokenizer::from_gguf;
+use crate::loader::tokenizer::GgufTokenizer;
 use crate::request::StopConditions;
 
 const TEXTS: [&str; 7] = [
@@ -23,7 +23,8 @@ const TEXTS: [&str; 7] = [
 /// A tokenizer of the tokenizer fixtures: a part of the family's vocabulary.
 fn tokenizer(family: &str) -> Tokenizer {
     let path = format!("{}/tests/fixtures/tokenizer/{family}.gguf", env!("CARGO_MANIFEST_DIR"));
-    from_gguf(&Content::read(&mut File::open(path).unwrap()).unwrap()).unwrap()
+    let mut content = Content::read(&mut File::open(path).unwrap()).unwrap();
+    GgufTokenizer::take(&mut content.metadata).unwrap().build().unwrap()
 }
 
 fn vocabulary(tokenizer: &Tokenizer) -> Arc<Vocabulary> {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, Error, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
 use mistralrs_quant::{
-    BlockMatrix, Columns, FloatMatrix, Precision, QuantizedRows, RowShape, Source, SpanSet, StoredRows, WeightFormat,
+    BlockMatrix, Columns, FillPiece, FloatMatrix, MatrixShape, Precision, QuantizedRows, RowShape, Source, SpanSet,
+    StoredRows, WeightFormat,
 };
 
 use super::norm::RmsNorm;
@@ -41,6 +42,22 @@ impl WeightMatrix {
             WeightFormat::Blocks(format) => {
                 BlockMatrix::pack_rows(format, num_inputs, rows, &Pool).map(Self::Blocks).map_err(Error::wrap)
             }
+        }
+    }
+
+    /// A matrix of tiles that [`Self::packed_bytes`] gave once; `None` where no matrix has such a shape.
+    pub fn from_tiles(dtype: WeightFormat, shape: MatrixShape, fill: FillPiece<'_>) -> Option<Self> {
+        match dtype {
+            WeightFormat::Floats(format) => FloatMatrix::from_tiles(format, shape, fill, &Pool).map(Self::Floats),
+            WeightFormat::Blocks(format) => BlockMatrix::from_tiles(format, shape, fill, &Pool).map(Self::Blocks),
+        }
+    }
+
+    /// Its tiles, one after the other.
+    pub fn packed_bytes(&self) -> &[u8] {
+        match self {
+            Self::Floats(matrix) => matrix.packed_bytes(),
+            Self::Blocks(matrix) => matrix.packed_bytes(),
         }
     }
 

@@ -6,17 +6,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::{panic, thread};
 
 use crate::config::ModelSource;
 use crate::error::LoadError;
 use crate::loader::chat_template::ChatTemplate;
-use crate::models::{ARCHITECTURES, CausalLm};
+use crate::models::{ARCHITECTURES, CausalLm, DecoderConfig};
 use crate::pooling::DeclaredPooling;
 
 pub mod chat_template;
 mod end_of_turn;
 pub mod gguf;
 mod mapped_file;
+mod packed_cache;
 pub mod progress;
 pub mod safetensors;
 pub mod tokenizer;
@@ -142,14 +144,29 @@ fn unsupported(path: &Path, found: impl Into<String>) -> LoadError {
     }
 }
 
-/// Fails where the tokenizer knows tokens that the model has no row for.
-fn check_vocabulary(path: &Path, tokenizer: &tokenizers::Tokenizer, vocab_size: usize) -> Result<(), LoadError> {
-    let num_tokens = tokenizer.get_vocab_size(true);
-    if num_tokens > vocab_size {
-        let reason = format!("it has {num_tokens} tokens, the model's table only {vocab_size} rows");
+/// Fails where the tokenizer of `num_tokens` knows tokens that the model has no row for.
+fn check_vocabulary(path: &Path, num_tokens: usize, config: &DecoderConfig) -> Result<(), LoadError> {
+    if num_tokens > config.vocab_size {
+        let reason = format!("it has {num_tokens} tokens, the model's table only {} rows", config.vocab_size);
         return Err(LoadError::Tokenizer { path: path.to_owned(), reason });
     }
     Ok(())
+}
+
+/// Builds the tokenizer on a thread of its own while this one, with those that compute, reads the weights. If neither
+/// succeeds, the tokenizer's error is told.
+fn beside<T: Send, W>(
+    tokenizer: impl FnOnce() -> Result<T, LoadError> + Send,
+    weights: impl FnOnce() -> Result<W, LoadError>,
+) -> Result<(T, W), LoadError> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("tokenizer".to_owned()).spawn_scoped(scope, tokenizer);
+        let thread =
+            thread.map_err(|error| LoadError::Config(format!("cannot start a thread for the tokenizer: {error}")))?;
+        let weights = weights();
+        let tokenizer = thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic))?;
+        Ok((tokenizer, weights?))
+    })
 }
 
 /// The type most bytes have, for files that do not say what they are.
@@ -166,7 +183,7 @@ mod tests {
     use super::*;
 
     fn error_of(path: &Path) -> String {
-        let source = ModelSource { path: path.to_owned(), id: None, chat_template: None };
+        let source = ModelSource { path: path.to_owned(), id: None, chat_template: None, packed_cache: None };
         let error = load(&source).err().expect("nothing here can be loaded");
         error.to_string().replace(&path.display().to_string(), "<path>")
     }
@@ -195,6 +212,16 @@ mod tests {
             std::fs::write(directory.path().join(name), "GGUF").unwrap();
         }
         assert_eq!(error_of(directory.path()), "`<path>` holds 2 GGUF files; name one of them: a.gguf, b.gguf");
+    }
+
+    #[test]
+    fn the_tokenizers_failure_is_the_one_that_is_told() {
+        let fails = |what: &str| Err::<(), _>(LoadError::Config(what.to_owned()));
+        let error = |result: Result<((), ()), LoadError>| result.unwrap_err().to_string();
+        assert_eq!(error(beside(|| fails("tokenizer"), || fails("weights"))), "tokenizer");
+        assert_eq!(error(beside(|| Ok(()), || fails("weights"))), "weights");
+        let panicked = panic::catch_unwind(|| beside(|| panic!("on its thread"), || Ok(())).map(|_: ((), ())| ()));
+        assert_eq!(panicked.unwrap_err().downcast_ref::<&str>(), Some(&"on its thread"));
     }
 
     #[test]

@@ -3,10 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use mistralrs_quant::{FloatFormat, StoredRows, WeightFormat};
+use mistralrs_quant::{FloatFormat, MatrixShape, StoredRows, WeightFormat};
 
+use crate::config::PackedCacheConfig;
 use crate::error::LoadError;
 use crate::layers::{FusedLinear, Linear, WeightMatrix};
+use crate::loader::mapped_file::FileStamp;
+use crate::loader::packed_cache::{MatrixKey, PackedCache};
 use crate::loader::progress::LoadProgress;
 use crate::models::config::Presence;
 
@@ -116,6 +119,9 @@ pub trait WeightFiles {
     /// Its type is none that layers can hold.
     fn find(&self, name: &str) -> Result<Option<StoredTensor<'_>>, LoadError>;
 
+    /// The files that they are in, if they can be known again.
+    fn stamps(&self) -> Option<Vec<FileStamp>>;
+
     /// `bytes`, part of a tensor's data, were copied: their pages need not stay in memory.
     fn release(&self, bytes: &[u8]);
 }
@@ -124,6 +130,8 @@ pub trait WeightFiles {
 pub struct Weights<'a> {
     files: &'a dyn WeightFiles,
     progress: &'a LoadProgress,
+    /// `None`: nothing is kept on disk.
+    packed: Option<PackedCache>,
     totals: WeightTotals,
 }
 
@@ -139,11 +147,21 @@ pub struct WeightTotals {
 impl<'a> Weights<'a> {
     /// Nothing is read yet.
     pub fn new(files: &'a dyn WeightFiles, progress: &'a LoadProgress) -> Self {
-        Self { files, progress, totals: WeightTotals::default() }
+        Self { files, progress, packed: None, totals: WeightTotals::default() }
     }
 
-    /// What was taken so far.
-    pub fn totals(&self) -> WeightTotals {
+    /// Reads matrices that were packed before, and keeps those that are packed now.
+    #[must_use]
+    pub fn with_packed_cache(self, config: Option<&PackedCacheConfig>) -> Self {
+        let packed = config.and_then(|config| Some(PackedCache::open(config, self.files.stamps()?)));
+        Self { packed, ..self }
+    }
+
+    /// What was taken, which was all of the model.
+    pub fn finish(self) -> WeightTotals {
+        if let Some(packed) = self.packed {
+            packed.finish();
+        }
         self.totals
     }
 
@@ -198,11 +216,27 @@ impl<'a> Weights<'a> {
             dtype = stored.dtype;
             slices.push(stored.data);
         }
-        let rows = StoredRows { parts: &slices, taken: &|bytes| self.took(bytes) };
-        let matrix = WeightMatrix::from_rows(dtype, num_inputs, rows)?;
+        let num_outputs = parts.iter().map(|part| part.num_outputs).sum();
+        let key = MatrixKey { tensors: names, format: dtype, shape: MatrixShape { num_outputs, num_inputs } };
+        let matrix = Arc::new(self.read_or_pack(&key, &slices)?);
         self.totals.num_bytes += matrix.num_bytes() as u64;
         self.totals.num_parameters += (matrix.num_outputs() * num_inputs) as u64;
-        Ok(Arc::new(matrix))
+        if let Some(packed) = &mut self.packed {
+            packed.loaded(key, &matrix);
+        }
+        Ok(matrix)
+    }
+
+    /// The matrix of the rows in `slices`, or the same one as it was packed before.
+    fn read_or_pack(&mut self, key: &MatrixKey, slices: &[&[u8]]) -> Result<WeightMatrix, LoadError> {
+        if let Some(matrix) = self.packed.as_mut().and_then(|packed| packed.read(key)) {
+            for slice in slices {
+                self.took(slice);
+            }
+            return Ok(matrix);
+        }
+        let rows = StoredRows { parts: slices, taken: &|bytes| self.took(bytes) };
+        Ok(WeightMatrix::from_rows(key.format, key.shape.num_inputs, rows)?)
     }
 
     fn bias(&mut self, parts: &[Part], presence: Presence) -> Result<Option<Vec<f32>>, LoadError> {
@@ -284,6 +318,10 @@ mod tests {
             Ok(self.0.get(name).map(|(dtype, shape, data)| StoredTensor { dtype: *dtype, shape, data }))
         }
 
+        fn stamps(&self) -> Option<Vec<FileStamp>> {
+            None
+        }
+
         fn release(&self, _bytes: &[u8]) {}
     }
 
@@ -341,7 +379,7 @@ mod tests {
         let mut weights = Weights::new(&files, &progress);
         weights.linear(Role::Query(3).part(2), 2, Presence::Required).unwrap();
         // Two outputs fill a tile of 16 columns by 2 inputs in f32; the bias is 2 floats.
-        assert_eq!(weights.totals(), WeightTotals { num_parameters: 6, num_bytes: 16 * 2 * 4 + 8 });
+        assert_eq!(weights.finish(), WeightTotals { num_parameters: 6, num_bytes: 16 * 2 * 4 + 8 });
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use mistralrs_paged_attn::BlockManager;
 
 use super::draft_model::{DraftLimits, DraftModel};
-use crate::config::{EngineConfig, ModelSource};
+use crate::config::{EngineConfig, ModelSource, PackedCacheConfig};
 use crate::detokenizer::Vocabulary;
 use crate::error::LoadError;
 use crate::kv_budget::KvPart;
@@ -38,8 +38,9 @@ pub enum DraftCost {
 
 impl Draft {
     /// Reads its files.
-    pub(crate) fn load(path: &Path) -> Result<Self, LoadError> {
-        let source = ModelSource { path: path.to_owned(), id: None, chat_template: None };
+    pub(crate) fn load(path: &Path, packed_cache: Option<&PackedCacheConfig>) -> Result<Self, LoadError> {
+        let packed_cache = packed_cache.cloned();
+        let source = ModelSource { path: path.to_owned(), id: None, chat_template: None, packed_cache };
         let loaded = loader::load(&source).map_err(|error| LoadError::Draft(Box::new(error)))?;
         Ok(Self { loaded, cost: DraftCost::Measured })
     }

@@ -432,7 +432,7 @@ async fn a_draft_model_with_other_tokens_is_refused_with_what_differs() {
 async fn checkpoints_of_other_formats_guess_for_each_other() {
     let load = |name: &str| {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
-        loader::load(&ModelSource { path, id: None, chat_template: None }).unwrap()
+        loader::load(&ModelSource { path, id: None, chat_template: None, packed_cache: None }).unwrap()
     };
     for (model, draft, min_right) in [
         ("tiny-llama", "tiny-llama", 1.0),

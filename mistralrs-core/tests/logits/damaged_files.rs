@@ -19,7 +19,7 @@ const NUM_CHANGES: usize = 400;
 
 /// What loading `path` says, or that it loaded; a panic fails the test.
 fn outcome(path: &Path, what: &str) -> Result<(), LoadError> {
-    let source = ModelSource { path: path.to_owned(), id: None, chat_template: None };
+    let source = ModelSource { path: path.to_owned(), id: None, chat_template: None, packed_cache: None };
     let result = catch_unwind(|| loader::load(&source).map(drop));
     result.unwrap_or_else(|_| panic!("loading a file with {what} panicked"))
 }

@@ -44,7 +44,7 @@ fn kv_bytes(num_blocks: usize) -> usize {
 }
 
 fn start_model(name: &str, config: &EngineConfig) -> Bench {
-    let source = ModelSource { path: fixture(name), id: None, chat_template: None };
+    let source = ModelSource { path: fixture(name), id: None, chat_template: None, packed_cache: None };
     let registry = Registry::new();
     let model = Model::load(&source, config, &EngineMetrics::register(&registry)).unwrap();
     Bench { model, registry }
@@ -279,7 +279,8 @@ async fn the_models_own_pooling_is_used_and_one_that_is_not_supported_is_named()
     let load = |mode: &str, pooling: Option<Pooling>| {
         let text = format!("{{\"pooling_mode\": \"{mode}\"}}");
         std::fs::write(directory.path().join("1_Pooling/config.json"), text).unwrap();
-        let source = ModelSource { path: directory.path().to_owned(), id: None, chat_template: None };
+        let source =
+            ModelSource { path: directory.path().to_owned(), id: None, chat_template: None, packed_cache: None };
         let config = EngineConfig { pooling, ..config(Pooling::Last) };
         let registry = Registry::new();
         Bench { model: Model::load(&source, &config, &EngineMetrics::register(&registry)).unwrap(), registry }

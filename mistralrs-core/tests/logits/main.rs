@@ -1,5 +1,5 @@
 //! Do logits, greedy continuations and perplexity agree with llama.cpp and transformers, embeddings with sentence-transformers,
-//! and does a damaged file end in an error?
+//! and does a damaged file end in an error? Are weights that were kept on disk those that were packed?
 //!
 //! `tests/fixtures/README.md` says what the references are and how they were made.
 
@@ -7,6 +7,7 @@
 
 mod damaged_files;
 mod embeddings;
+mod packed_cache;
 mod perplexity;
 mod qwen2;
 mod reference;

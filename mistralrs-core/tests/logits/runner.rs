@@ -26,7 +26,7 @@ pub struct Chunk<'a> {
 }
 
 pub fn load(path: &Path) -> LoadedModel {
-    let source = ModelSource { path: path.to_owned(), id: None, chat_template: None };
+    let source = ModelSource { path: path.to_owned(), id: None, chat_template: None, packed_cache: None };
     loader::load(&source).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -40,7 +40,10 @@ impl Runner {
     }
 
     pub fn with_sequences(path: &Path, num_sequences: usize) -> Self {
-        let model = load(path).model;
+        Self::of(load(path).model, num_sequences)
+    }
+
+    pub fn of(model: Box<dyn CausalLm>, num_sequences: usize) -> Self {
         let shape = model.shape();
         let layout = KvLayout {
             num_layers: shape.num_layers,

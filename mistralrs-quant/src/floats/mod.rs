@@ -11,7 +11,7 @@ use std::fmt;
 use half::{bf16, f16};
 
 use crate::matrix::{Columns, NotRows, Output, with_scratch};
-use crate::packing::StoredRows;
+use crate::packing::{self, FillPiece, MatrixShape, StoredRows};
 use crate::storage::Storage;
 use crate::threads::Threads;
 use crate::tile::TILE;
@@ -75,6 +75,11 @@ impl FloatFormat {
         }
     }
 
+    /// Bytes of a packed matrix; `None` where K is odd, or the number has no room.
+    pub fn num_packed_bytes(self, shape: MatrixShape) -> Option<usize> {
+        shape.num_packed_bytes(PAIR, PAIR * TILE * self.element_bytes())
+    }
+
     fn widen_one(self, element: &[u8]) -> f32 {
         match *element {
             [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
@@ -127,6 +132,23 @@ impl FloatMatrix {
             if size == 4 { interleave::<4>(rows, tile) } else { interleave::<2>(rows, tile) }
         });
         Ok(Self { storage, format, num_outputs: rows.len(), num_inputs })
+    }
+
+    /// A matrix of tiles that [`Self::packed_bytes`] gave once, of the same `format` and `shape`; `None` where no matrix has
+    /// such a shape.
+    pub fn from_tiles(
+        format: FloatFormat,
+        shape: MatrixShape,
+        fill: FillPiece<'_>,
+        threads: &dyn Threads,
+    ) -> Option<Self> {
+        let storage = packing::fill_pieces(format.num_packed_bytes(shape)?, fill, threads);
+        Some(Self { storage, format, num_outputs: shape.num_outputs, num_inputs: shape.num_inputs })
+    }
+
+    /// Its tiles, one after the other.
+    pub fn packed_bytes(&self) -> &[u8] {
+        self.storage.bytes()
     }
 
     /// N.

@@ -15,6 +15,9 @@ pub(super) const DEFAULT_PORT: u16 = 1234;
 /// Port of the MCP endpoint where it is enabled without one.
 pub(super) const DEFAULT_HTTP_MCP_PORT: u16 = 4322;
 
+/// Packed weights of a few models of eight billion parameters in 4 bits, which have 5 GiB each.
+const DEFAULT_PACKED_CACHE_GIB: usize = 16;
+
 /// A configuration file: `mistralrs.toml`, or the same keys in YAML or JSON.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -281,6 +284,13 @@ pub struct EngineSection {
     /// directory, or a hub id such as `org/name`. Its KV is taken from the same memory. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub draft_model: Option<String>,
+    /// A directory in which packed weights are kept, so that the next start reads them instead of packing the model's files
+    /// again. Made if it is not there. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packed_cache_dir: Option<PathBuf>,
+    /// GiB that the packed weights of all models in that directory may take; those not used for longest are deleted first,
+    /// and a model that needs more is not kept. Default 16.
+    pub packed_cache_size: NonZeroUsize,
     /// Tokens of prompt and answer together, if fewer than the model's own context length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_model_len: Option<NonZeroUsize>,
@@ -294,7 +304,7 @@ pub struct EngineSection {
 impl Default for EngineSection {
     fn default() -> Self {
         let engine = EngineConfig::default();
-        let not_zero = |number| NonZeroUsize::new(number).expect("the engine's defaults are not zero");
+        let not_zero = |number| NonZeroUsize::new(number).expect("the defaults are not zero");
         Self {
             max_seqs: not_zero(engine.max_num_seqs),
             max_num_batched_tokens: not_zero(engine.max_num_batched_tokens),
@@ -309,6 +319,8 @@ impl Default for EngineSection {
             pa_cache_type: KvCacheType::Auto,
             max_draft_tokens: engine.max_draft_tokens,
             draft_model: None,
+            packed_cache_dir: None,
+            packed_cache_size: not_zero(DEFAULT_PACKED_CACHE_GIB),
             max_model_len: None,
             seed: None,
             cpu: false,

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mistralrs_core::config::KvDType;
+use mistralrs_core::config::{KvDType, PackedCacheConfig};
 use mistralrs_core::{EngineConfig, Pooling};
 
 use super::environment::HubEnvironment;
@@ -119,6 +119,8 @@ pub struct ModelSettings {
     pub served_model_name: Option<String>,
     /// A Jinja file that replaces the template in the model's files.
     pub chat_template: Option<PathBuf>,
+    /// Where packed weights are kept for the next start.
+    pub packed_cache: Option<PackedCacheConfig>,
     /// How a hub is reached, should it be needed.
     pub hub: HubSettings,
     /// How the engine runs.
@@ -284,6 +286,7 @@ impl Configuration {
             draft: draft(&self.file.engine)?,
             served_model_name: section.served_model_name.clone(),
             chat_template,
+            packed_cache: packed_cache(&self.file.engine),
             hub: self.hub()?,
             engine: EngineConfig {
                 pooling: section.pooling.map(|pooling| match pooling {
@@ -345,6 +348,11 @@ fn draft(section: &EngineSection) -> Result<Option<ModelSelector>, ConfigError> 
         return Err(ConfigError::Invalid("--draft-model is of no use with --max-draft-tokens 0: remove one".into()));
     }
     Ok(Some(ModelSelector { format: ModelFormat::Auto, model_id, file: None }))
+}
+
+fn packed_cache(section: &EngineSection) -> Option<PackedCacheConfig> {
+    let max_bytes = (section.packed_cache_size.get() as u64).saturating_mul(1 << 30);
+    section.packed_cache_dir.clone().map(|directory| PackedCacheConfig { directory, max_bytes })
 }
 
 fn engine(section: &EngineSection, drain_timeout: Duration) -> Result<EngineConfig, ConfigError> {

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use mistralrs_core::config::PackedCacheConfig;
 
 use super::*;
 use crate::cli::Cli;
@@ -223,6 +224,20 @@ fn a_draft_model_is_named_by_flag_or_file() {
 }
 
 #[test]
+fn packed_weights_are_kept_where_flag_or_file_says() {
+    let file = Some(("m.toml", "[engine]\npacked_cache_dir = \"file\"\npacked_cache_size = 3"));
+    let kept = |file, flags| Case { file, environment: &[], flags }.settings().unwrap().model.unwrap().packed_cache;
+    let expected = |directory: &str, gib: u64| {
+        Some(PackedCacheConfig { directory: PathBuf::from(directory), max_bytes: gib << 30 })
+    };
+    assert_eq!(kept(None, "run -m a/b"), None);
+    assert_eq!(kept(None, "run -m a/b --packed-cache-size 5"), None);
+    assert_eq!(kept(None, "run -m a/b --packed-cache-dir flag"), expected("flag", 16));
+    assert_eq!(kept(file, "run -m a/b --packed-cache-size 5"), expected("file", 5));
+    assert_eq!(kept(file, "--packed-cache-dir flag run -m a/b"), expected("flag", 3));
+}
+
+#[test]
 fn the_hubs_token_comes_from_where_token_source_says() {
     let token = |flags| {
         let environment =
@@ -291,6 +306,7 @@ fn the_printed_configuration_has_no_secrets_and_names_variables() {
     pa_block_size = 32
     pa_cache_type = "auto"
     max_draft_tokens = 8
+    packed_cache_size = 16
     cpu = false
 
     [prometheus_locks]

@@ -141,6 +141,7 @@ pub async fn fetch(located: Located, settings: &ModelSettings) -> Result<ModelSo
         path,
         id: settings.served_model_name.clone().or(name),
         chat_template: settings.chat_template.clone(),
+        packed_cache: settings.packed_cache.clone(),
     })
 }
 

@@ -63,6 +63,7 @@ fn settings(endpoint: &str, cache: &Path, selector: ModelSelector) -> ModelSetti
         draft: None,
         served_model_name: None,
         chat_template: None,
+        packed_cache: None,
         hub: HubSettings {
             cache_dir: cache.to_owned(),
             endpoint: Some(endpoint.to_owned()),

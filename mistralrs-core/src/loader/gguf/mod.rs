@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::{Content, Value};
 use mistralrs_quant::WeightFormat;
 
-use crate::config::ModelSource;
+use crate::config::{ModelSource, PackedCacheConfig};
 use crate::error::LoadError;
 use crate::layers::RotaryScaling;
-use crate::loader::mapped_file::MappedFile;
+use crate::loader::mapped_file::{FileStamp, MappedFile};
 use crate::loader::progress::LoadProgress;
-use crate::loader::weights::{Naming, Role, StoredTensor, WeightFiles, Weights};
-use crate::loader::{LoadedModel, ModelDescription, check_vocabulary, compile_template, main_dtype, tokenizer};
+use crate::loader::tokenizer::GgufTokenizer;
+use crate::loader::weights::{Naming, Role, StoredTensor, WeightFiles, WeightTotals, Weights};
+use crate::loader::{LoadedModel, ModelDescription, beside, check_vocabulary, compile_template, main_dtype};
+use crate::models::{Architecture, CausalLm, DecoderConfig};
 
 mod header;
 mod metadata;
@@ -44,34 +46,28 @@ pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError>
     let metadata = Metadata::new(path, &file.content);
     let architecture = metadata.architecture()?;
     let vocab_size = file.tensors.get("token_embd.weight").and_then(|table| table.shape.first().copied());
-    let mut config = metadata.decoder_config(architecture, vocab_size)?;
+    let config = metadata.decoder_config(architecture, vocab_size)?;
     let malformed = |reason| LoadError::Malformed { path: path.to_owned(), reason };
     config.check().map_err(malformed)?;
 
-    let tokenizer =
-        tokenizer::from_gguf(&file.content).map_err(|reason| LoadError::Tokenizer { path: path.to_owned(), reason })?;
-    check_vocabulary(path, &tokenizer, config.vocab_size)?;
-    let template = (path, metadata.chat_template());
-    let chat_template = compile_template(source, template, metadata.special_texts())?;
+    let (special_texts, template) = (metadata.special_texts(), metadata.chat_template());
     let eos_token_ids = metadata.eos_token_ids(config.vocab_size);
     let pooling = metadata.pooling(architecture)?;
     let quantization = metadata.file_type().map_or_else(
         || main_dtype(file.tensors.values().map(|tensor| (tensor.dtype.to_string(), tensor.bytes.len()))),
         str::to_owned,
     );
-    // Hundreds of thousands of texts that the tokenizer has copied: weights come into their place.
+
+    let tokenizer_error = |reason| LoadError::Tokenizer { path: path.to_owned(), reason };
+    let tokenizer = GgufTokenizer::take(&mut file.content.metadata).map_err(tokenizer_error)?;
+    check_vocabulary(path, tokenizer.num_tokens(), &config)?;
+    let chat_template = compile_template(source, (path, template), special_texts)?;
+    // What the tokenizer has left of hundreds of thousands of values: weights come into their place.
     file.content.metadata.clear();
 
-    let name = path.file_stem().map_or_else(|| "model".into(), |name| name.to_string_lossy());
-    let progress = LoadProgress::new(&name, file.num_tensor_bytes());
-    let mut weights = Weights::new(&file, &progress);
-    if config.rotary.scaling == RotaryScaling::None && weights.has(Role::RotaryDivisors) {
-        let divisors = weights.vector(Role::RotaryDivisors, config.rotary.size / 2)?;
-        config.rotary.scaling = RotaryScaling::Divisors(divisors);
-    }
-    let model = (architecture.build)(&config, &mut weights)?;
-    let totals = weights.totals();
-    progress.finish();
+    let build_tokenizer = || tokenizer.build().map_err(tokenizer_error);
+    let read_weights = || read_weights(&file, architecture, config, source.packed_cache.as_ref());
+    let (tokenizer, (model, totals)) = beside(build_tokenizer, read_weights)?;
     let description = ModelDescription {
         architecture: architecture.name.to_owned(),
         quantization,
@@ -79,6 +75,25 @@ pub fn load(path: &Path, source: &ModelSource) -> Result<LoadedModel, LoadError>
         num_weight_bytes: totals.num_bytes,
     };
     Ok(LoadedModel { model, tokenizer, chat_template, eos_token_ids, pooling, description })
+}
+
+/// The model in `file`, of which `config` is all but the rotary divisors.
+fn read_weights(
+    file: &GgufFile,
+    architecture: &Architecture,
+    mut config: DecoderConfig,
+    packed_cache: Option<&PackedCacheConfig>,
+) -> Result<(Box<dyn CausalLm>, WeightTotals), LoadError> {
+    let name = file.path.file_stem().map_or_else(|| "model".into(), |name| name.to_string_lossy());
+    let progress = LoadProgress::new(&name, file.num_tensor_bytes());
+    let mut weights = Weights::new(file, &progress).with_packed_cache(packed_cache);
+    if config.rotary.scaling == RotaryScaling::None && weights.has(Role::RotaryDivisors) {
+        let divisors = weights.vector(Role::RotaryDivisors, config.rotary.size / 2)?;
+        config.rotary.scaling = RotaryScaling::Divisors(divisors);
+    }
+    let model = (architecture.build)(&config, &mut weights)?;
+    progress.finish();
+    Ok((model, weights.finish()))
 }
 
 impl GgufFile {
@@ -137,6 +152,10 @@ impl WeightFiles for GgufFile {
             .tensors
             .get(name)
             .and_then(|tensor| Some(StoredTensor { dtype: tensor.dtype, shape: &tensor.shape, data: stored(tensor)? })))
+    }
+
+    fn stamps(&self) -> Option<Vec<FileStamp>> {
+        Some(vec![self.map.stamp()?])
     }
 
     fn release(&self, bytes: &[u8]) {

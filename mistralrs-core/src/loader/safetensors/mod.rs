@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::config::ModelSource;
 use crate::error::LoadError;
-use crate::loader::mapped_file::MappedFile;
+use crate::loader::mapped_file::{FileStamp, MappedFile};
 use crate::loader::progress::LoadProgress;
 use crate::loader::weights::{Naming, StoredTensor, WeightFiles, Weights};
 use crate::loader::{LoadedModel, ModelDescription, check_vocabulary, compile_template, main_dtype, tokenizer};
@@ -52,7 +52,7 @@ pub fn load(directory: &Path, source: &ModelSource) -> Result<LoadedModel, LoadE
     }
     let tokenizer = tokenizer::from_file(&tokenizer_path)
         .map_err(|reason| LoadError::Tokenizer { path: tokenizer_path.clone(), reason })?;
-    check_vocabulary(&tokenizer_path, &tokenizer, config.vocab_size)?;
+    check_vocabulary(&tokenizer_path, tokenizer.get_vocab_size(true), &config)?;
     let special = special_tokens::read(directory, &value, &tokenizer)?;
     let template = (special.template_path.as_path(), special.template);
     let chat_template = compile_template(source, template, special.texts)?;
@@ -61,10 +61,10 @@ pub fn load(directory: &Path, source: &ModelSource) -> Result<LoadedModel, LoadE
     let checkpoint = Checkpoint::open(directory)?;
     let name = directory.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy());
     let progress = LoadProgress::new(&name, checkpoint.num_tensor_bytes());
-    let mut weights = Weights::new(&checkpoint, &progress);
+    let mut weights = Weights::new(&checkpoint, &progress).with_packed_cache(source.packed_cache.as_ref());
     let model = (architecture.build)(&config, &mut weights)?;
-    let totals = weights.totals();
     progress.finish();
+    let totals = weights.finish();
     let description = ModelDescription {
         architecture: architecture.name.to_owned(),
         quantization: main_dtype(
@@ -168,6 +168,10 @@ impl WeightFiles for Checkpoint {
         };
         let data = &self.files[tensor.file][tensor.bytes.clone()];
         Ok(Some(StoredTensor { dtype, shape: &tensor.shape, data }))
+    }
+
+    fn stamps(&self) -> Option<Vec<FileStamp>> {
+        self.files.iter().map(MappedFile::stamp).collect()
     }
 
     fn release(&self, bytes: &[u8]) {

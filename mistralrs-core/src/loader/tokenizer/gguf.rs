@@ -1,12 +1,14 @@
 //! The tokenizer in a GGUF file's metadata (`tokenizer.ggml.*`).
 
-use candle_core::quantized::gguf_file::{Content, Value};
+use std::collections::HashMap;
+
+use candle_core::quantized::gguf_file::Value;
 use tokenizers::decoders::byte_level::ByteLevel;
-use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::pre_tokenizer;
+use super::pre_tokenizer::{self, PreTokenizer};
 use super::sentencepiece::{self, SpacePrefix};
 
 /// Tokens that are special whatever their type says: some converters have marked them as plain text.
@@ -25,92 +27,142 @@ const SPECIAL_ID_KEYS: [&str; 9] = [
 /// Phi-3's special tokens that take nothing along.
 const PHI_3_PLAIN: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 
-/// Builds the tokenizer that a GGUF file describes. Encoding with special tokens adds BOS and EOS as the file asks.
-///
-/// # Errors
-/// A sentence naming the key that is missing or wrong, or the kind of tokenizer that this build does not know.
-pub fn from_gguf(content: &Content) -> Result<Tokenizer, String> {
-    let metadata = Metadata(content);
-    let tokenizer = match metadata.required("model", Value::to_string)?.as_str() {
-        "gpt2" => byte_level(metadata),
-        "llama" => sentencepiece(metadata),
-        unknown => return Err(format!("`tokenizer.ggml.model` is `{unknown}`; supported: gpt2, llama")),
-    };
-    tokenizer.map_err(|error| error.to_string())
+/// All that a GGUF file says of its tokenizer, checked as far as that takes no look at the whole vocabulary.
+pub struct GgufTokenizer {
+    tokens: Tokens,
+    kind: Kind,
+    ends: Ends,
 }
 
-/// GPT-2's kind: text is cut into words, bytes are written as characters, merges are listed.
-fn byte_level(metadata: Metadata) -> tokenizers::Result<Tokenizer> {
-    let tokens = Tokens::read(metadata)?;
-    let pre_tokenizer = pre_tokenizer::named(metadata.optional("pre", Value::to_string)?.map(String::as_str))?;
-    let merges = metadata.required("merges", Value::to_vec)?;
-    let merges = merges.iter().map(split_merge).collect::<Result<Vec<_>, _>>()?;
-    let model = BPE::builder().vocab_and_merges(tokens.vocab(), merges).ignore_merges(pre_tokenizer.ignore_merges);
-    let mut tokenizer = Tokenizer::new(model.build()?);
-    tokenizer.with_normalizer(pre_tokenizer.normalizer)?;
-    tokenizer.with_pre_tokenizer(Some(pre_tokenizer.splitter));
-    tokenizer.with_decoder(Some(ByteLevel::default()));
-    tokens.mark(&mut tokenizer)?;
-    Ends::read(metadata, &EndDefaults { bos: None, eos: None, adds_bos: pre_tokenizer.adds_bos })?
-        .set(&mut tokenizer, &tokens)?;
-    Ok(tokenizer)
+enum Kind {
+    /// GPT-2's: text is cut into words, bytes are written as characters, merges are listed.
+    ByteLevel { pre_tokenizer: Box<PreTokenizer>, merges: Merges },
+    /// SentencePiece's BPE: no words, scores instead of merges, bytes only where no piece fits.
+    SentencePiece { scores: Vec<f32>, unknown: String, spaces: SpacePrefix },
 }
 
-/// SentencePiece's BPE: no words, scores instead of merges, bytes only where no piece fits.
-fn sentencepiece(metadata: Metadata) -> tokenizers::Result<Tokenizer> {
-    let tokens = Tokens::read(metadata)?;
-    let scores = metadata.required("scores", Value::to_vec)?;
-    let scores = scores.iter().map(Value::to_f32).collect::<Result<Vec<_>, _>>()?;
-    let pieces = tokens.texts.iter().zip(&tokens.types).zip(&scores);
-    let pieces = pieces.filter(|((_, kind), _)| **kind == TokenType::Normal);
-    let pieces: Vec<(&str, f32)> = pieces.map(|((text, _), score)| (*text, *score)).collect();
-    let unknown_id = metadata.token_id("unknown_token_id")?.unwrap_or(0);
-    let unknown = tokens.text(unknown_id, "unknown_token_id")?;
-    let model = BPE::builder()
-        .vocab_and_merges(tokens.vocab(), sentencepiece::merges(&pieces))
-        .unk_token(unknown.to_owned())
-        .fuse_unk(true)
-        .byte_fallback(true);
-    let mut tokenizer = Tokenizer::new(model.build()?);
-    let adds_space = metadata.optional("add_space_prefix", Value::to_bool)?.unwrap_or(true);
-    sentencepiece::set_spaces(&mut tokenizer, if adds_space { SpacePrefix::Add } else { SpacePrefix::Omit })?;
-    tokens.mark(&mut tokenizer)?;
-    Ends::read(metadata, &EndDefaults { bos: Some(1), eos: Some(2), adds_bos: true })?.set(&mut tokenizer, &tokens)?;
-    Ok(tokenizer)
+impl GgufTokenizer {
+    /// Takes vocabulary, merges and scores out of `metadata`, a file's key-value pairs, and reads what else they say.
+    ///
+    /// # Errors
+    /// A sentence naming the key that is missing or wrong, or the kind of tokenizer that this build does not know.
+    pub fn take(metadata: &mut HashMap<String, Value>) -> Result<Self, String> {
+        let metadata = &mut Metadata(metadata);
+        let name = metadata.required("model", Value::to_string)?.clone();
+        let read = match name.as_str() {
+            "gpt2" => Self::byte_level,
+            "llama" => Self::sentencepiece,
+            unknown => return Err(format!("`tokenizer.ggml.model` is `{unknown}`; supported: gpt2, llama")),
+        };
+        read(Tokens::take(metadata)?, metadata)
+    }
+
+    fn byte_level(tokens: Tokens, metadata: &mut Metadata) -> Result<Self, String> {
+        let pre_tokenizer = pre_tokenizer::named(metadata.optional("pre", Value::to_string)?.map(String::as_str))?;
+        let merges = metadata.take_array("merges")?.into_iter().map(split_merge).collect::<Result<_, _>>()?;
+        let defaults = EndDefaults { bos: None, eos: None, adds_bos: pre_tokenizer.adds_bos };
+        let ends = Ends::read(metadata, &defaults, &tokens)?;
+        Ok(Self { tokens, kind: Kind::ByteLevel { pre_tokenizer: Box::new(pre_tokenizer), merges }, ends })
+    }
+
+    fn sentencepiece(tokens: Tokens, metadata: &mut Metadata) -> Result<Self, String> {
+        let scores = metadata.take_array("scores")?.iter().map(Value::to_f32).collect::<Result<_, _>>();
+        let scores = scores.map_err(|error| error.to_string())?;
+        let unknown_id = metadata.token_id("unknown_token_id")?.unwrap_or(0);
+        let unknown = tokens.text(unknown_id, "unknown_token_id")?.to_owned();
+        let adds_space = metadata.optional("add_space_prefix", Value::to_bool)?.unwrap_or(true);
+        let spaces = if adds_space { SpacePrefix::Add } else { SpacePrefix::Omit };
+        let ends = Ends::read(metadata, &EndDefaults { bos: Some(1), eos: Some(2), adds_bos: true }, &tokens)?;
+        Ok(Self { tokens, kind: Kind::SentencePiece { scores, unknown, spaces }, ends })
+    }
+
+    /// Tokens that it will know.
+    pub fn num_tokens(&self) -> usize {
+        self.tokens.texts.len()
+    }
+
+    /// Builds the tokenizer, which takes a while where there are many tokens. Encoding with special tokens adds BOS and
+    /// EOS as the file asks.
+    ///
+    /// # Errors
+    /// A sentence: merges name tokens that are not there.
+    pub fn build(self) -> Result<Tokenizer, String> {
+        self.try_build().map_err(|error| error.to_string())
+    }
+
+    fn try_build(self) -> tokenizers::Result<Tokenizer> {
+        let Self { tokens, kind, ends } = self;
+        let added = tokens.added();
+        let mut tokenizer = match kind {
+            Kind::ByteLevel { pre_tokenizer, merges } => {
+                let bpe = BPE::builder().vocab_and_merges(tokens.into_vocab(), merges);
+                let mut tokenizer = Tokenizer::new(bpe.ignore_merges(pre_tokenizer.ignore_merges).build()?);
+                tokenizer.with_normalizer(pre_tokenizer.normalizer)?;
+                tokenizer.with_pre_tokenizer(Some(pre_tokenizer.splitter));
+                tokenizer.with_decoder(Some(ByteLevel::default()));
+                tokenizer
+            }
+            Kind::SentencePiece { scores, unknown, spaces } => {
+                let merges = sentencepiece::merges(&tokens.pieces(&scores));
+                let bpe = BPE::builder().vocab_and_merges(tokens.into_vocab(), merges).unk_token(unknown);
+                let mut tokenizer = Tokenizer::new(bpe.fuse_unk(true).byte_fallback(true).build()?);
+                sentencepiece::set_spaces(&mut tokenizer, spaces)?;
+                tokenizer
+            }
+        };
+        added.mark_in(&mut tokenizer)?;
+        ends.set(&mut tokenizer)?;
+        Ok(tokenizer)
+    }
 }
 
 /// A merge is two tokens with a space between; the first token may begin with one.
-fn split_merge(merge: &Value) -> Result<(String, String), String> {
-    let text = merge.to_string().map_err(|_| "`tokenizer.ggml.merges` holds something other than text".to_owned())?;
-    let after_first = text.chars().next().map_or(0, char::len_utf8);
-    let space = text[after_first..].find(' ').map(|at| after_first + at);
-    let (left, right) = space.map(|at| (&text[..at], &text[at + 1..])).unwrap_or_default();
-    if left.is_empty() || right.is_empty() {
-        return Err(format!("`{text}` in `tokenizer.ggml.merges` is not two tokens"));
-    }
-    Ok((left.to_owned(), right.to_owned()))
+fn split_merge(merge: Value) -> Result<(String, String), String> {
+    let Value::String(mut left) = merge else {
+        return Err("`tokenizer.ggml.merges` holds something other than text".to_owned());
+    };
+    let after_first = left.chars().next().map_or(0, char::len_utf8);
+    let space = left[after_first..].find(' ').map(|at| after_first + at);
+    let Some(space) = space.filter(|at| at + 1 < left.len()) else {
+        return Err(format!("`{left}` in `tokenizer.ggml.merges` is not two tokens"));
+    };
+    let right = left.split_off(space + 1);
+    left.truncate(space);
+    Ok((left, right))
 }
 
 /// `tokenizer.ggml.*`, read with errors that name the key.
-#[derive(Clone, Copy)]
-struct Metadata<'a>(&'a Content);
+struct Metadata<'a>(&'a mut HashMap<String, Value>);
 
-impl<'a> Metadata<'a> {
-    fn optional<T>(
-        self,
+impl Metadata<'_> {
+    fn optional<'s, T>(
+        &'s self,
         key: &str,
-        read: impl FnOnce(&'a Value) -> candle_core::Result<T>,
+        read: impl FnOnce(&'s Value) -> candle_core::Result<T>,
     ) -> Result<Option<T>, String> {
         let key = format!("tokenizer.ggml.{key}");
-        let value = self.0.metadata.get(&key).map(read).transpose();
+        let value = self.0.get(&key).map(read).transpose();
         value.map_err(|_| format!("`{key}` has the wrong type"))
     }
 
-    fn required<T>(self, key: &str, read: impl FnOnce(&'a Value) -> candle_core::Result<T>) -> Result<T, String> {
+    fn required<'s, T>(
+        &'s self,
+        key: &str,
+        read: impl FnOnce(&'s Value) -> candle_core::Result<T>,
+    ) -> Result<T, String> {
         self.optional(key, read)?.ok_or_else(|| format!("`tokenizer.ggml.{key}` is missing"))
     }
 
-    fn token_id(self, key: &str) -> Result<Option<u32>, String> {
+    /// Arrays are as large as the vocabulary, so they move.
+    fn take_array(&mut self, key: &str) -> Result<Vec<Value>, String> {
+        self.required(key, Value::to_vec)?;
+        match self.0.remove(&format!("tokenizer.ggml.{key}")) {
+            Some(Value::Array(values)) => Ok(values),
+            _ => unreachable!("`{key}` was just seen to be an array"),
+        }
+    }
+
+    fn token_id(&self, key: &str) -> Result<Option<u32>, String> {
         self.optional(key, |value| value.to_u32().or_else(|_| Ok(value.to_i32()? as u32)))
     }
 }
@@ -129,19 +181,20 @@ enum TokenType {
 }
 
 /// The vocabulary, by id.
-struct Tokens<'a> {
-    texts: Vec<&'a str>,
+struct Tokens {
+    texts: Vec<String>,
     types: Vec<TokenType>,
     /// Phi-3's special and user-defined tokens take the white space behind them along: GGUF has no key for it.
     added_strip: bool,
 }
 
-impl<'a> Tokens<'a> {
-    fn read(metadata: Metadata<'a>) -> Result<Self, String> {
-        let texts = metadata.required("tokens", Value::to_vec)?.iter().map(|text| text.to_string().map(String::as_str));
-        let texts: Vec<&str> = texts
-            .collect::<Result<_, _>>()
-            .map_err(|_| "`tokenizer.ggml.tokens` holds something other than text".to_owned())?;
+impl Tokens {
+    fn take(metadata: &mut Metadata) -> Result<Self, String> {
+        let text = |value| match value {
+            Value::String(text) => Ok(text),
+            _ => Err("`tokenizer.ggml.tokens` holds something other than text".to_owned()),
+        };
+        let texts = metadata.take_array("tokens")?.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
         let mut types = vec![TokenType::Normal; texts.len()];
         for (kind, value) in types.iter_mut().zip(metadata.optional("token_type", Value::to_vec)?.into_iter().flatten())
         {
@@ -157,32 +210,50 @@ impl<'a> Tokens<'a> {
                 *kind = TokenType::Special;
             }
         }
-        let name = metadata.0.metadata.get("general.name").and_then(|name| name.to_string().ok());
+        let name = metadata.0.get("general.name").and_then(|name| name.to_string().ok());
         let name = name.map(|name| name.to_lowercase()).unwrap_or_default();
         Ok(Self { texts, types, added_strip: name.contains("phi-3") || name.contains("phi3") })
     }
 
-    fn vocab(&self) -> Vocab {
-        self.texts.iter().enumerate().map(|(id, text)| ((*text).to_owned(), id as u32)).collect()
-    }
-
-    fn text(&self, token_id: u32, key: &str) -> Result<&'a str, String> {
-        let text = self.texts.get(token_id as usize).copied();
+    fn text(&self, token_id: u32, key: &str) -> Result<&str, String> {
+        let text = self.texts.get(token_id as usize).map(String::as_str);
         text.ok_or_else(|| format!("`tokenizer.ggml.{key}` is {token_id}, but there are {} tokens", self.texts.len()))
     }
 
-    /// Has `tokenizer` match special and user-defined tokens before it looks at the text between them, and leave the
-    /// special ones out of text.
-    fn mark(&self, tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
+    /// Pieces of text with their scores.
+    fn pieces(&self, scores: &[f32]) -> Vec<(&str, f32)> {
+        let pieces = self.texts.iter().zip(&self.types).zip(scores);
+        let pieces = pieces.filter(|((_, kind), _)| **kind == TokenType::Normal);
+        pieces.map(|((text, _), score)| (text.as_str(), *score)).collect()
+    }
+
+    fn added(&self) -> AddedTokens {
         let of_type = |wanted| {
             let tokens = self.texts.iter().zip(&self.types).filter(move |(_, kind)| **kind == wanted);
             let is_special = wanted == TokenType::Special;
             let strips = |text: &str| self.added_strip && !PHI_3_PLAIN.contains(&text);
             let token = |text: &str| AddedToken::from(text, is_special).normalized(false).rstrip(strips(text));
-            tokens.map(|(text, _)| token(text)).collect::<Vec<_>>()
+            tokens.map(|(text, _)| token(text)).collect()
         };
-        tokenizer.add_special_tokens(of_type(TokenType::Special))?;
-        tokenizer.add_tokens(of_type(TokenType::UserDefined))?;
+        AddedTokens { special: of_type(TokenType::Special), user_defined: of_type(TokenType::UserDefined) }
+    }
+
+    fn into_vocab(self) -> Vocab {
+        self.texts.into_iter().enumerate().map(|(id, text)| (text, id as u32)).collect()
+    }
+}
+
+/// Tokens that are matched before the text between them is looked at.
+struct AddedTokens {
+    /// Left out of text.
+    special: Vec<AddedToken>,
+    user_defined: Vec<AddedToken>,
+}
+
+impl AddedTokens {
+    fn mark_in(self, tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
+        tokenizer.add_special_tokens(self.special)?;
+        tokenizer.add_tokens(self.user_defined)?;
         Ok(())
     }
 }
@@ -194,41 +265,42 @@ struct EndDefaults {
     adds_bos: bool,
 }
 
-/// The tokens put around a prompt.
+/// The tokens put around a prompt, as ids and texts.
 struct Ends {
-    bos: Option<u32>,
-    eos: Option<u32>,
+    bos: Option<(u32, String)>,
+    eos: Option<(u32, String)>,
 }
 
 impl Ends {
-    fn read(metadata: Metadata, defaults: &EndDefaults) -> Result<Self, String> {
+    fn read(metadata: &Metadata, defaults: &EndDefaults, tokens: &Tokens) -> Result<Self, String> {
         let adds_bos = metadata.optional("add_bos_token", Value::to_bool)?.unwrap_or(defaults.adds_bos);
         let adds_eos = metadata.optional("add_eos_token", Value::to_bool)?.unwrap_or(false);
-        let id_if = |is_added: bool, key: &str, default: Option<u32>| {
-            let id = if is_added { metadata.token_id(key)?.or(default) } else { None };
-            if is_added && id.is_none() {
-                return Err(format!("prompts need `tokenizer.ggml.{key}`, which is missing"));
+        let token_if = |is_added: bool, key: &str, default: Option<u32>| {
+            if !is_added {
+                return Ok(None);
             }
-            Ok(id)
+            let id = metadata.token_id(key)?.or(default);
+            let id = id.ok_or_else(|| format!("prompts need `tokenizer.ggml.{key}`, which is missing"))?;
+            Ok::<_, String>(Some((id, tokens.text(id, key)?.to_owned())))
         };
         Ok(Self {
-            bos: id_if(adds_bos, "bos_token_id", defaults.bos)?,
-            eos: id_if(adds_eos, "eos_token_id", defaults.eos)?,
+            bos: token_if(adds_bos, "bos_token_id", defaults.bos)?,
+            eos: token_if(adds_eos, "eos_token_id", defaults.eos)?,
         })
     }
 
-    fn set(&self, tokenizer: &mut Tokenizer, tokens: &Tokens) -> tokenizers::Result<()> {
+    fn set(self, tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
         let mut special_tokens = Vec::new();
         let mut single = vec!["$A"];
         let mut pair = vec!["$A", "$B:1"];
         // The template's own names: a token's text may hold what the template language reserves.
-        if let Some(bos) = self.bos {
-            special_tokens.push(special_token("bos", bos, tokens.text(bos, "bos_token_id")?)?);
+        if let Some((id, text)) = self.bos {
+            special_tokens.push(SpecialToken::new("bos".to_owned(), vec![id], vec![text])?);
             single.insert(0, "bos");
             pair.insert(0, "bos");
         }
-        if let Some(eos) = self.eos {
-            special_tokens.push(special_token("eos", eos, tokens.text(eos, "eos_token_id")?)?);
+        if let Some((id, text)) = self.eos {
+            special_tokens.push(SpecialToken::new("eos".to_owned(), vec![id], vec![text])?);
             single.push("eos");
             pair.push("eos:1");
         }
@@ -237,8 +309,4 @@ impl Ends {
         tokenizer.with_post_processor(Some(template));
         Ok(())
     }
-}
-
-fn special_token(name: &str, token_id: u32, text: &str) -> tokenizers::Result<SpecialToken> {
-    SpecialToken::new(name.to_owned(), vec![token_id], vec![text.to_owned()])
 }

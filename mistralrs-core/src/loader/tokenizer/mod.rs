@@ -16,7 +16,7 @@ mod sentencepiece;
 #[cfg(test)]
 mod tests;
 
-pub use gguf::from_gguf;
+pub use gguf::GgufTokenizer;
 
 /// Reads a `tokenizer.json`.
 ///

@@ -6,7 +6,7 @@ use candle_core::quantized::gguf_file::{Content, Value, VersionedMagic};
 use serde::Deserialize;
 use tokenizers::{PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
 
-use super::{from_file, from_gguf};
+use super::{GgufTokenizer, from_file};
 
 /// Texts and the token ids that llama.cpp or `tokenizers` made of them, by family; see the fixtures' README.
 #[derive(Deserialize)]
@@ -28,7 +28,7 @@ impl Family {
         let content = read_gguf(&fixtures().join(format!("{name}.gguf")));
         let original_ids = content.metadata["fixture.original_ids"].to_vec().unwrap();
         let original_ids = original_ids.iter().map(|id| id.to_i32().unwrap() as u32).collect();
-        Self { tokenizer: from_gguf(&content).unwrap(), original_ids }
+        Self { tokenizer: from_gguf(content).unwrap(), original_ids }
     }
 
     fn encode(&self, text: &str) -> Vec<u32> {
@@ -39,6 +39,10 @@ impl Family {
 
 fn fixtures() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer"))
+}
+
+fn from_gguf(mut content: Content) -> Result<Tokenizer, String> {
+    GgufTokenizer::take(&mut content.metadata)?.build()
 }
 
 fn read_gguf(path: &PathBuf) -> Content {
@@ -68,7 +72,7 @@ fn token_ids_are_those_of_the_reference_for_every_family() {
 
 #[test]
 fn the_whole_tokenizer_of_a_real_file_gives_the_references_token_ids() {
-    let tokenizer = from_gguf(&read_gguf(&model("SmolLM2-135M-Instruct.Q4_1.gguf"))).unwrap();
+    let tokenizer = from_gguf(read_gguf(&model("SmolLM2-135M-Instruct.Q4_1.gguf"))).unwrap();
     let cases = cases();
     for (text, expected) in cases.texts.iter().zip(&cases.token_ids["smollm"]) {
         assert_eq!(tokenizer.encode(text.as_str(), true).unwrap().get_ids(), expected.as_deref().unwrap(), "{text:?}");
@@ -101,7 +105,7 @@ fn decoding_gives_the_text_back_without_special_tokens() {
 
 #[test]
 fn special_tokens_are_left_out_of_text_and_user_defined_ones_are_not() {
-    let tokenizer = from_gguf(&tiny(&[])).unwrap();
+    let tokenizer = from_gguf(tiny(&[])).unwrap();
     let encoding = tokenizer.encode("a<tool>b<end>", false).unwrap();
     assert_eq!(encoding.get_tokens(), ["a", "<tool>", "b", "<end>"]);
     assert_eq!(tokenizer.decode(encoding.get_ids(), true).unwrap(), "a<tool>b");
@@ -109,7 +113,7 @@ fn special_tokens_are_left_out_of_text_and_user_defined_ones_are_not() {
 
 #[test]
 fn tokens_that_a_key_names_are_special_whatever_their_type_says() {
-    let tokenizer = from_gguf(&tiny(&[("eos_token_id", Some(Value::U32(3)))])).unwrap();
+    let tokenizer = from_gguf(tiny(&[("eos_token_id", Some(Value::U32(3)))])).unwrap();
     let encoding = tokenizer.encode("a<tool>", false).unwrap();
     assert_eq!(tokenizer.decode(encoding.get_ids(), true).unwrap(), "a");
 }
@@ -117,7 +121,7 @@ fn tokens_that_a_key_names_are_special_whatever_their_type_says() {
 #[test]
 fn a_tokenizer_json_is_read_without_its_limits_on_length() {
     let path = tempfile::NamedTempFile::new().unwrap();
-    let mut tokenizer = from_gguf(&tiny(&[])).unwrap();
+    let mut tokenizer = from_gguf(tiny(&[])).unwrap();
     tokenizer.with_truncation(Some(TruncationParams { max_length: 1, ..TruncationParams::default() })).unwrap();
     tokenizer.with_padding(Some(PaddingParams { strategy: PaddingStrategy::Fixed(9), ..PaddingParams::default() }));
     tokenizer.save(path.path(), false).unwrap();
@@ -129,7 +133,7 @@ fn a_tokenizer_json_is_read_without_its_limits_on_length() {
 #[test]
 fn what_is_missing_or_wrong_is_named() {
     let check = |key: &str, value: Option<Value>, expected: &str| {
-        assert_eq!(from_gguf(&tiny(&[(key, value)])).map(|_| ()), Err(expected.to_owned()));
+        assert_eq!(from_gguf(tiny(&[(key, value)])).map(|_| ()), Err(expected.to_owned()));
     };
     let text = |text: &str| Some(Value::String(text.to_owned()));
     check("model", None, "`tokenizer.ggml.model` is missing");
@@ -148,7 +152,7 @@ fn what_is_missing_or_wrong_is_named() {
 #[test]
 fn token_ids_outside_the_vocabulary_are_an_error() {
     let out_of_range = [("add_bos_token", Some(Value::Bool(true))), ("bos_token_id", Some(Value::U32(99)))];
-    let error = from_gguf(&tiny(&out_of_range)).unwrap_err();
+    let error = from_gguf(tiny(&out_of_range)).unwrap_err();
     assert_eq!(error, "`tokenizer.ggml.bos_token_id` is 99, but there are 5 tokens");
 }
 
