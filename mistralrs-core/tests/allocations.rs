@@ -25,6 +25,11 @@ const OPERATIONS_PER_LAYER: usize = 6;
 /// Token table, the rows that logits are made of, head.
 const OPERATIONS_PER_STEP: usize = 3;
 
+/// A thread of the pool makes room for its work when it first gets some, which on a busy machine may be late.
+const MAX_STEPS: usize = 200;
+/// Steps after one another that must do with what there is.
+const STEADY_STEPS: usize = 10;
+
 fn load(fixture: &str) -> (Box<dyn CausalLm>, KvCache) {
     let path = format!("{}/tests/fixtures/{fixture}", env!("CARGO_MANIFEST_DIR")).into();
     let model = loader::load(&ModelSource { path, id: None, chat_template: None, packed_cache: None }).unwrap().model;
@@ -70,17 +75,23 @@ fn allocated(model: &mut dyn CausalLm, kv: &mut KvCache, batch: &StepBatch) -> S
 
 // One test: another one beside it would be counted too.
 #[test]
-fn a_step_like_the_one_before_allocates_nothing_but_candles_lists_of_axes() {
+fn steps_like_those_before_allocate_nothing_but_candles_lists_of_axes() {
     for fixture in ["tiny-llama", "tiny-llama-bf16", "tiny-qwen2-window", "tiny-llama-256-q4_k_m.gguf"] {
         let (mut model, mut kv) = load(fixture);
         let most = OPERATIONS_PER_STEP + OPERATIONS_PER_LAYER * model.shape().num_layers;
-        // A prefill, then decodes, twice each.
-        for batch in [batch(0, 40), batch(0, 40), batch(40, 1), batch(41, 1)].chunks(2) {
-            model.forward(&batch[0], &mut kv).unwrap();
-            let found = allocated(&mut *model, &mut kv, &batch[1]);
-            let num_tokens = batch[1].token_ids.len();
-            assert!(found.allocations + found.reallocations <= most, "{fixture}, {num_tokens} tokens: {found:?}");
-            assert!(found.bytes_allocated <= most * BYTES_PER_OPERATION, "{fixture}, {num_tokens} tokens: {found:?}");
+        // A prefill, then decodes.
+        for batch in [batch(0, 40), batch(40, 1)] {
+            let is_steady = |found: &Stats| {
+                found.allocations + found.reallocations <= most && found.bytes_allocated <= most * BYTES_PER_OPERATION
+            };
+            let mut num_steady = 0;
+            for _ in 0..MAX_STEPS {
+                num_steady = if is_steady(&allocated(&mut *model, &mut kv, &batch)) { num_steady + 1 } else { 0 };
+                if num_steady == STEADY_STEPS {
+                    break;
+                }
+            }
+            assert_eq!(num_steady, STEADY_STEPS, "{fixture}, {} tokens", batch.token_ids.len());
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::OnceLock;
 
 use crate::activations::{QuantizedRows, STRIP, SpanSet};
 use crate::format::{BLOCK, Block, BlockFormat};
@@ -12,9 +13,23 @@ use crate::storage::{self, CacheLine, Storage};
 use crate::threads::{SendPointer, Threads};
 use crate::tile::TILE;
 
-/// What the activations of one unit of work may take: half of a second-level cache of 1 MB, the other half is for
-/// expanded tiles and the results.
-const MAX_UNIT_BYTES: usize = 512 * 1024;
+/// What the activations of one unit of work may take: seven eighths of a core's second-level cache. The more rows a tile meets
+/// while it is expanded, the less often it is read; tiles and results only pass by.
+fn max_unit_bytes() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(|| second_level_cache_bytes().unwrap_or(DEFAULT_CACHE_BYTES) / 8 * 7)
+}
+
+/// Of a core whose system does not tell.
+const DEFAULT_CACHE_BYTES: usize = 1 << 20;
+
+/// Linux tells, in KiB: `2048K`.
+fn second_level_cache_bytes() -> Option<usize> {
+    let size = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index2/size").ok()?;
+    let kilobytes: usize = size.trim().strip_suffix('K')?.parse().ok()?;
+    // Whatever a virtual machine claims.
+    (256..=16 * 1024).contains(&kilobytes).then_some(kilobytes * 1024)
+}
 
 /// A weight `[N, K]` of quantized blocks: tiles of 16 outputs, each a run of groups of inputs; the last tile is zero-padded.
 pub struct BlockMatrix {
@@ -302,7 +317,7 @@ impl RowChunks {
     fn new(num_strips: usize, num_inputs: usize) -> Self {
         // A quant, and of each block four sums and a scale.
         let strip_bytes = STRIP * (num_inputs + num_inputs / BLOCK * 20);
-        let max_strips = (MAX_UNIT_BYTES / strip_bytes.max(1)).max(2);
+        let max_strips = (max_unit_bytes() / strip_bytes.max(1)).max(2);
         // Of nearly equal size.
         let count = num_strips.div_ceil(max_strips);
         Self { strips: num_strips.div_ceil(count.max(1)).max(1), count }

@@ -290,6 +290,22 @@ fn sixteen_bits_are_as_good_as_exact_and_the_same_everywhere() {
 }
 
 #[test]
+fn rows_that_no_cache_holds_at_once_have_the_bits_they_have_alone() {
+    // 2.5 MiB a strip: units of two strips, 24 rows, in all but the largest caches.
+    let (num_outputs, num_inputs, num_rows) = (40, 128 * 1024, 50);
+    let mut rng = ChaCha8Rng::seed_from_u64(10);
+    let weights = random_rows(BlockFormat::Q4K, (num_outputs, num_inputs), &mut rng, any_half);
+    let matrix = BlockMatrix::pack(BlockFormat::Q4K, num_inputs, &[&weights], &CallingThread).unwrap();
+    let activations = random_values(num_rows * num_inputs, &mut rng);
+    let all = product(&matrix, Level::detected(), &activations, &Scoped(2));
+    for row in [0, 23, 24, 49] {
+        let alone = &activations[row * num_inputs..][..num_inputs];
+        let alone = product(&matrix, Level::detected(), alone, &CallingThread);
+        assert_eq!(bits(&all[row * num_outputs..][..num_outputs]), bits(&alone), "row {row}");
+    }
+}
+
+#[test]
 fn what_is_no_number_stays_in_its_row_and_is_seen_there() {
     let mut rng = ChaCha8Rng::seed_from_u64(6);
     for format in BlockFormat::ALL {
