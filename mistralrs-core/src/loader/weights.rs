@@ -8,7 +8,7 @@ use mistralrs_quant::{FloatFormat, MatrixShape, StoredRows, WeightFormat};
 use crate::config::PackedCacheConfig;
 use crate::error::LoadError;
 use crate::layers::{FusedLinear, Linear, WeightMatrix};
-use crate::loader::mapped_file::FileStamp;
+pub use crate::loader::mapped_file::FileStamp;
 use crate::loader::packed_cache::{MatrixKey, PackedCache};
 use crate::loader::progress::LoadProgress;
 use crate::models::config::Presence;
@@ -120,7 +120,9 @@ pub trait WeightFiles {
     fn find(&self, name: &str) -> Result<Option<StoredTensor<'_>>, LoadError>;
 
     /// The files that they are in, if they can be known again.
-    fn stamps(&self) -> Option<Vec<FileStamp>>;
+    fn stamps(&self) -> Option<Vec<FileStamp>> {
+        None
+    }
 
     /// `bytes`, part of a tensor's data, were copied: their pages need not stay in memory.
     fn release(&self, bytes: &[u8]);
@@ -316,10 +318,6 @@ mod tests {
 
         fn find(&self, name: &str) -> Result<Option<StoredTensor<'_>>, LoadError> {
             Ok(self.0.get(name).map(|(dtype, shape, data)| StoredTensor { dtype: *dtype, shape, data }))
-        }
-
-        fn stamps(&self) -> Option<Vec<FileStamp>> {
-            None
         }
 
         fn release(&self, _bytes: &[u8]) {}

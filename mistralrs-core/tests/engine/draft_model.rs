@@ -400,7 +400,8 @@ async fn a_draft_model_is_asked_while_its_steps_are_cheap_and_left_alone_if_they
         shares.push((guesses(&bench, "draft_model").0, draft_faults.num_steps.load(Ordering::Relaxed)));
     }
     assert!(shares[0].0 > 100, "{shares:?}: guesses and steps of the draft model, cheap and dear");
-    assert!(shares[1].1 < 30, "{shares:?}: guesses and steps of the draft model, cheap and dear");
+    // Now and then it is tried again, and a busy machine makes it look cheap.
+    assert!(shares[1].1 * 3 < shares[0].1, "{shares:?}: guesses and steps of the draft model, cheap and dear");
 }
 
 #[tokio::test]

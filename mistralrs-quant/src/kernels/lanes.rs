@@ -56,6 +56,8 @@ pub(super) unsafe trait Lanes: Copy {
 
     /// Asks for a cache line that will be read soon; any address will do.
     fn prefetch(at: *const u8);
+    /// The same for one that will be read later: it need not come nearer than the second-level cache.
+    fn prefetch_far(at: *const u8);
     /// 64 bytes.
     unsafe fn load_bytes(at: *const u8) -> Self::Bytes;
     /// Writes 64 bytes.
@@ -171,6 +173,8 @@ unsafe impl Lanes for PlainLanes {
     }
 
     fn prefetch(_: *const u8) {}
+
+    fn prefetch_far(_: *const u8) {}
 
     unsafe fn load_bytes(at: *const u8) -> Self::Bytes {
         // SAFETY: the trait's promise.

@@ -49,6 +49,9 @@ pub(super) struct Target {
     addend_stride: usize,
 }
 
+/// With fewer strips the next tiles are not asked for meanwhile: there is too little time between so many questions.
+const MIN_STRIPS_AHEAD: usize = 8;
+
 /// Tiles that are expanded together.
 pub(crate) const TILES_AT_ONCE: usize = 2;
 
@@ -92,7 +95,7 @@ pub(super) unsafe fn run<L: Lanes>(job: &mut Job<'_>) {
 unsafe fn run_format<L: Lanes, S: Weights, E: ExpandedWeights>(job: &mut Job<'_>) {
     const { assert!(S::SPANS == E::SPANS && S::HAS_MINIMA == E::HAS_MINIMA) };
     let num_groups = job.weights.num_groups;
-    let stored = |tile: usize| job.weights.bytes[tile * num_groups * S::GROUP_BYTES..].as_ptr();
+    let stored = |tile: usize| job.weights.bytes.as_ptr().wrapping_add(tile * num_groups * S::GROUP_BYTES);
     if job.strips.len() == 1 {
         let tiles = TileRun { at: stored(job.tiles.start), num_groups, tiles: job.tiles.clone() };
         // SAFETY: the caller's promise: the tiles are there, as many as the job has.
@@ -107,8 +110,15 @@ unsafe fn run_format<L: Lanes, S: Weights, E: ExpandedWeights>(job: &mut Job<'_>
             // SAFETY: the caller's promise: the tile is there, and there is room for so many expanded ones.
             unsafe { L::expand::<S, E>(stored(tile), num_groups, to) };
         }
-        let tiles = TileRun { at: job.scratch.as_ptr(), num_groups: num_blocks, tiles };
-        for strip in job.strips.clone() {
+        let is_ahead = job.strips.len() >= MIN_STRIPS_AHEAD;
+        let num_next = if is_ahead { job.tiles.end.min(tiles.end + TILES_AT_ONCE) - tiles.end } else { 0 };
+        let ahead = (num_next * num_groups * S::GROUP_BYTES).div_ceil(job.strips.len());
+        let (at, tiles) = (stored(tiles.end), TileRun { at: job.scratch.as_ptr(), num_groups: num_blocks, tiles });
+        for (index, strip) in job.strips.clone().enumerate() {
+            // The next tiles come out of memory meanwhile, a part with each strip.
+            for line in (0..ahead).step_by(64) {
+                L::prefetch_far(at.wrapping_add(index * ahead + line));
+            }
             // SAFETY: as above, and the tiles were just expanded.
             unsafe { multiply_strip::<L, E>(job, &tiles, strip) };
         }
