@@ -16,9 +16,11 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$repository/scripts/lib/setup.sh"
 
 llama_version=0.3.36
+# Goes up when it is built in another way: an older build is not this peer.
+llama_build=2
 mistralrs_version=0.8.1
 peers="$repository/.cache/peers"
-llama="$peers/llama.cpp-$llama_version"
+llama="$peers/llama.cpp-$llama_version-$llama_build"
 mistralrs="$peers/mistralrs-$mistralrs_version"
 ours=
 smollm2="$repository/models/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -49,7 +51,7 @@ done
 
 build_llama() {
   [ ! -x "$llama/bin/llama-server" ] || return 0
-  [ "$llama" = "$peers/llama.cpp-$llama_version" ] || die "$llama has no bin/llama-server"
+  [ "$llama" = "$peers/llama.cpp-$llama_version-$llama_build" ] || die "$llama has no bin/llama-server"
   require_python
   apt_install_for cmake cmake
   apt_install_for ninja ninja-build

@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import subprocess
 import sys
 import unittest
+import unittest.mock
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -43,6 +45,16 @@ class Figures(unittest.TestCase):
         self.assertIn("mistral.rs, 8 streams: {'ok': 2, 'failed': 6, 'refused': 0} ['broke off']", errors.getvalue())
         with self.assertRaises(SystemExit):
             bench_peers.load_figures("ours", run(failed=1), 8)
+
+    def test_a_peer_that_is_never_done_has_no_figures_and_ours_ends_the_run(self):
+        arguments = ["bench_peers", "--ours", "o", "--llama", "l", "--load-seconds", "7", "model.gguf"]
+        late = unittest.mock.patch("subprocess.run", side_effect=subprocess.TimeoutExpired("bench", 7))
+        with unittest.mock.patch("sys.argv", arguments), late, contextlib.redirect_stderr(io.StringIO()) as errors:
+            options = bench_peers.parse_options()
+            self.assertEqual(bench_peers.bench("mistral.rs", 1, 8, options), (None, True))
+            with self.assertRaisesRegex(SystemExit, "ours, 8 streams: not done after 7 s"):
+                bench_peers.bench("ours", 1, 8, options)
+        self.assertEqual(errors.getvalue(), "mistral.rs, 8 streams: not done after 7 s\n")
 
     def test_medians_are_over_the_rounds_that_have_a_figure(self):
         rounds = [{"a": 3.0, "b": None}, {"a": 1.0, "b": None}, {"a": None, "b": None}, {"a": 2.0, "b": None}]
