@@ -3,9 +3,9 @@
 # depends on memory nobody wrote, fails them.
 #
 # Covered: mistralrs-quant (packing, rounding of activations, products with all types) and mistralrs-paged-attn (attention over the paged
-# cache), in plain loops and in AVX2 with FMA and F16C. Not covered: the AVX-512 and AVX-VNNI kernels, which valgrind's CPU lacks. They
-# are the same generic loops over other intrinsics, which load and store as many values at the same addresses; plain tests compare
-# their results bit by bit.
+# cache), in plain loops and in AVX2 with FMA and F16C. Not covered: the AVX-512, AVX-VNNI and AMX kernels, which valgrind's CPU lacks.
+# The first two are the same generic loops over other intrinsics, which load and store as many values at the same addresses; plain
+# tests compare their results bit by bit. Those of AMX are compared with the reference only.
 #
 # A test runs some 40 times as long as alone. Those that repeat the same kernels over more than 500 tokens, or token by token, are
 # left out, and of random shapes of attention only a few are tried.

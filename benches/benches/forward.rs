@@ -100,7 +100,9 @@ impl WeightFiles for MadeUpWeights {
 
 /// `num_tokens` of each of `num_sequences`, after `num_computed` that have KV.
 fn batch(num_sequences: usize, num_computed: usize, num_tokens: usize) -> StepBatch {
-    let mut batch = StepBatch::default();
+    // One token of each is what it generated last.
+    let num_generated_rows = if num_tokens == 1 { num_sequences } else { 0 };
+    let mut batch = StepBatch { num_generated_rows, ..StepBatch::default() };
     let RaggedBatch { query_offsets, context_lens, slot_mapping, block_tables, max_blocks } = &mut batch.ragged;
     query_offsets.push(0);
     *max_blocks = BLOCKS_PER_SEQUENCE;

@@ -3,7 +3,8 @@
 //! quantized type, and 80 % of what fused multiply-adds alone reach in floats; and at k = 576, n = 1536, where a product
 //! takes microseconds, half of that.
 //!
-//! Ours is a layer with all it does, rounding the activations included; candle's `QMatMul` runs beside it where candle has the type.
+//! Ours is a layer with all it does, rounding the activations included, for rows that were generated and for those of prompts, which
+//! are multiplied as bf16 where the CPU can; candle's `QMatMul` runs beside it where candle has the type.
 //! Elements are floating point operations (two for each weight and row): 1 Gelem/s is 1 Gflop/s. One row is given in
 //! bytes of weights once more, from memory.
 
@@ -15,7 +16,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use mistralrs_core::layers::{Epilogue, Linear, Prologue, Scratch, WeightMatrix};
+use mistralrs_core::layers::{Epilogue, Linear, Pass, Prologue, Scratch, WeightMatrix};
 use mistralrs_quant::{BlockFormat, FloatFormat, WeightFormat};
 
 /// Inputs and outputs: SmolLM2-135M's feed-forward block, and Llama-3.2-1B's.
@@ -95,9 +96,12 @@ fn bench_products(criterion: &mut Criterion) {
         for (format, dtype) in FORMATS.into_iter().filter(|(format, _)| shape.0.is_multiple_of(format.block_len())) {
             let ours = layer(format, shape);
             let scratch = Scratch::default();
-            bench_rows(&mut group, &format!("{format} ours"), shape, &|input| {
-                ours.forward(input, &room(input, shape.1), STORE, &scratch).expect("the sizes fit");
-            });
+            for (name, num_generated_rows) in [("ours", usize::MAX), ("ours, prompts", 0)] {
+                let pass = Pass { scratch: &scratch, num_generated_rows };
+                bench_rows(&mut group, &format!("{format} {name}"), shape, &|input| {
+                    ours.forward(input, &room(input, shape.1), STORE, pass).expect("the sizes fit");
+                });
+            }
             let Some(dtype) = dtype else { continue };
             let candles = candles_layer(dtype, shape);
             bench_rows(&mut group, &format!("{format} candle"), shape, &|input| {
@@ -117,11 +121,12 @@ fn bench_one_row(criterion: &mut Criterion) {
         let layers: Vec<Linear> =
             std::iter::repeat_with(|| layer(format, shape)).take(COLD_BYTES.div_ceil(num_bytes)).collect();
         let (mut next, scratch, out) = (0, Scratch::default(), room(&input, shape.1));
+        let pass = Pass { scratch: &scratch, num_generated_rows: 1 };
         group.throughput(Throughput::Bytes(num_bytes as u64));
         group.bench_function(BenchmarkId::from_parameter(format), |bencher| {
             bencher.iter(|| {
                 next = (next + 1) % layers.len();
-                layers[next].forward(&input, &out, STORE, &scratch).expect("the sizes fit");
+                layers[next].forward(&input, &out, STORE, pass).expect("the sizes fit");
             });
         });
     }

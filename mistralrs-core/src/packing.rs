@@ -21,7 +21,7 @@ pub(crate) struct PackedChunk<'a> {
     pub pooled: Range<usize>,
 }
 
-/// Lays `chunks` end to end.
+/// Lays `chunks` end to end, those of prompts behind all others.
 pub(crate) fn pack(chunks: &[PackedChunk<'_>], block_size: usize) -> StepBatch {
     let max_blocks = chunks.iter().map(|chunk| chunk.blocks.len()).max().unwrap_or(0);
     let mut batch = StepBatch::default();
@@ -42,6 +42,8 @@ pub(crate) fn pack(chunks: &[PackedChunk<'_>], block_size: usize) -> StepBatch {
         batch.logit_rows.extend(num_tokens - *num_logit_rows as u32..num_tokens);
         batch.hidden_rows.extend(pooled.clone().map(|position| num_tokens - (positions.end - position) as u32));
     }
+    let in_prompts = chunks.iter().rev().take_while(|chunk| chunk.positions.end <= chunk.sequence.num_prompt_tokens);
+    batch.num_generated_rows = batch.token_ids.len() - in_prompts.map(|chunk| chunk.positions.len()).sum::<usize>();
     batch
 }
 
@@ -54,5 +56,12 @@ pub(crate) fn single_token(block: BlockId, block_size: usize) -> StepBatch {
         block_tables: vec![block.0],
         max_blocks: 1,
     };
-    StepBatch { token_ids: vec![0], positions: vec![0], ragged, logit_rows: vec![0], hidden_rows: Vec::new() }
+    StepBatch {
+        token_ids: vec![0],
+        positions: vec![0],
+        num_generated_rows: 1,
+        ragged,
+        logit_rows: vec![0],
+        hidden_rows: Vec::new(),
+    }
 }

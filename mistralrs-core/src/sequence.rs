@@ -96,6 +96,11 @@ impl Sequence {
         self.token_ids.get(position).copied().unwrap_or_else(|| self.draft[position - self.token_ids.len()])
     }
 
+    /// Whether the next token to compute is one of the prompt's.
+    pub fn is_in_prompt(&self) -> bool {
+        self.num_computed < self.num_prompt_tokens
+    }
+
     /// Whether only the newest token lacks KV.
     pub fn is_decoding(&self) -> bool {
         self.num_computed > 0 && self.num_uncomputed() == 1

@@ -6,8 +6,9 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use crate::activations::{QuantizedRows, STRIP, SpanSet};
+use crate::bf16_rows::{Bf16Rows, ROW_TILE};
 use crate::format::{BLOCK, Block, BlockFormat};
-use crate::kernels::{self, Job, Level, MAX_EXPANDED_BYTES, TILES_AT_ONCE};
+use crate::kernels::{self, Bf16Job, Job, Level, MAX_EXPANDED_BYTES, TILES_AT_ONCE};
 use crate::packing::{self, FillPiece, MatrixShape, StoredRows};
 use crate::storage::{self, CacheLine, Storage};
 use crate::threads::{SendPointer, Threads};
@@ -30,6 +31,16 @@ fn second_level_cache_bytes() -> Option<usize> {
     // Whatever a virtual machine claims.
     (256..=16 * 1024).contains(&kilobytes).then_some(kilobytes * 1024)
 }
+
+/// Tiles of outputs that a unit of work multiplies rows of bf16 by, at most: the more, the less often rows are read. So many
+/// fit a second-level cache of 2 MB, which all CPUs with the matrix unit have, beside a part of 512 rows and all their sums.
+const MAX_BF16_TILES: usize = 16;
+
+/// Units that a small matrix is cut into, so that all threads have some.
+const MIN_BF16_UNITS: usize = 6;
+
+/// Tiles of such rows in a unit of work.
+const BF16_ROW_TILES: usize = 512 / ROW_TILE;
 
 /// A weight `[N, K]` of quantized blocks: tiles of 16 outputs, each a run of groups of inputs; the last tile is zero-padded.
 pub struct BlockMatrix {
@@ -87,6 +98,16 @@ impl<'a> Columns<'a> {
     #[must_use]
     pub fn accumulating(self) -> Self {
         Self { added: Added::Held, ..self }
+    }
+
+    /// Of the first `num_rows` rows, and of the others.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn split_at(self, num_rows: usize) -> (Self, Self) {
+        let Self { values, row_size, first, added } = self;
+        let (values, others) = values.split_at_mut(num_rows * row_size);
+        (Self { values, row_size, first, added }, Self { values: others, row_size, first, added })
     }
 
     /// # Panics
@@ -262,6 +283,9 @@ impl BlockMatrix {
         assert_eq!(activations.num_inputs(), self.num_inputs, "inputs of the activations");
         assert!(self.spans() == SpanSet::Whole || activations.has_halves(), "{self:?} needs sums of 16 activations");
         out.check(activations.num_rows(), self.num_outputs);
+        if activations.num_rows() == 0 {
+            return;
+        }
         let out = Output::new(out, self.num_outputs);
         let num_tiles = self.num_outputs.div_ceil(TILE);
         let num_runs = num_tiles.div_ceil(TILES_AT_ONCE);
@@ -286,6 +310,37 @@ impl BlockMatrix {
                         // SAFETY: as above; the rest has the same sizes, and these results are there now.
                         unsafe { kernels::run(level, &mut job) };
                     }
+                });
+            }
+        });
+    }
+
+    /// `rows` `[T, K]`, times the weights as bf16 → `out` `[T, N]`. A row of it depends on that row alone.
+    ///
+    /// # Panics
+    /// If sizes differ, or the CPU does not multiply such rows ([`Bf16Rows::is_supported`]).
+    pub fn matmul_bf16(&self, rows: &Bf16Rows, out: Columns<'_>, threads: &dyn Threads) {
+        assert_eq!(rows.num_inputs(), self.num_inputs, "inputs of the rows");
+        out.check(rows.num_rows(), self.num_outputs);
+        if rows.num_rows() == 0 {
+            return;
+        }
+        assert!(Bf16Rows::is_supported(), "no matrix unit for rows of bf16");
+        let out = Output::new(out, self.num_outputs);
+        let (num_tiles, num_row_tiles) = (self.num_outputs.div_ceil(TILE), rows.num_rows().div_ceil(ROW_TILE));
+        let run_tiles = num_tiles.div_ceil(MIN_BF16_UNITS).next_multiple_of(2).min(MAX_BF16_TILES);
+        let num_runs = num_tiles.div_ceil(run_tiles);
+        let num_chunks = num_row_tiles.div_ceil(BF16_ROW_TILES);
+        threads.run(num_chunks * num_runs, &|units| {
+            for unit in units {
+                let (chunk, run) = (unit / num_runs, unit % num_runs);
+                let tiles = run * run_tiles..num_tiles.min((run + 1) * run_tiles);
+                let row_tiles = chunk * BF16_ROW_TILES..num_row_tiles.min((chunk + 1) * BF16_ROW_TILES);
+                with_scratch(kernels::bf16_scratch_bytes(tiles.len(), row_tiles.len()), |scratch| {
+                    let mut job = Bf16Job { weights: self.tiles(), rows, out, tiles, row_tiles, scratch };
+                    // SAFETY: the CPU has the unit; tiles are counted from the sizes asserted above, units are disjoint in
+                    // (row, tile), and `run` returns only after all are done.
+                    unsafe { kernels::run_bf16(&mut job) };
                 });
             }
         });

@@ -1,6 +1,6 @@
 //! What products are, in plain loops over files' bytes. Kernels agree with it up to the rounding of f32.
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::format::{BLOCK, Block, BlockFormat};
 
@@ -29,6 +29,33 @@ pub fn round_activations(values: &[f32]) -> Vec<f32> {
         block.iter().map(|value| f32::from((value * factor).round_ties_even() as i8) * scale).collect::<Vec<_>>()
     };
     values.chunks_exact(BLOCK).flat_map(round_block).collect()
+}
+
+/// The nearest bf16, as a float again; of two the one further from zero.
+fn round_to_bf16(value: f32) -> f32 {
+    f32::from_bits(value.to_bits().wrapping_add(0x8000) & 0xffff_0000)
+}
+
+/// `activations` `[T, K]` times the matrix of `rows` `[N, K]`, both rounded to bf16: `[T, N]`, with the sum of the magnitudes
+/// of what was added up, and the largest of them.
+pub fn matmul_bf16(
+    format: BlockFormat,
+    rows: &[&[u8]],
+    activations: &[f32],
+    num_inputs: usize,
+) -> Vec<(f64, f64, f64)> {
+    let weights: Vec<Vec<f32>> = rows.iter().map(|row| dequantize(format, row)).collect();
+    let mut out = Vec::new();
+    for activations in activations.chunks_exact(num_inputs) {
+        for weights in &weights {
+            let products = (activations.iter().zip(weights))
+                .map(|(value, weight)| f64::from(bf16::from_f32(*value)) * f64::from(round_to_bf16(*weight)));
+            out.push(products.fold((0.0, 0.0, 0.0), |(sum, all, largest): (f64, f64, f64), product| {
+                (sum + product, all + product.abs(), largest.max(product.abs()))
+            }));
+        }
+    }
+    out
 }
 
 /// `activations` `[T, K]`, rounded, times the matrix of `rows` `[N, K]`: `[T, N]`, with the sum of the magnitudes of what

@@ -10,7 +10,7 @@ use crate::kernels::{self, Level};
 use crate::threads::{SendPointer, Threads};
 
 /// Below this many elements one thread makes all rows: waking others costs more than it saves.
-const MIN_PARALLEL_ELEMENTS: usize = 16 * 1024;
+pub(crate) const MIN_PARALLEL_ELEMENTS: usize = 16 * 1024;
 
 /// Rows `[T, K]` of activations.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +47,28 @@ impl<'a> Source<'a> {
         };
         assert!(row_size > 0 && len.is_multiple_of(row_size), "{len} values are not rows of {row_size}");
         len / row_size
+    }
+
+    /// The first `num_rows` rows of `num_inputs`, and the others.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn split_at(self, num_rows: usize, num_inputs: usize) -> (Self, Self) {
+        let len = num_rows * num_inputs;
+        match self {
+            Self::Rows(rows) => {
+                let (first, others) = rows.split_at(len);
+                (Self::Rows(first), Self::Rows(others))
+            }
+            Self::Normed { rows, weight, eps } => {
+                let (first, others) = rows.split_at(len);
+                (Self::Normed { rows: first, weight, eps }, Self::Normed { rows: others, weight, eps })
+            }
+            Self::Gated(rows) => {
+                let (first, others) = rows.split_at(2 * len);
+                (Self::Gated(first), Self::Gated(others))
+            }
+        }
     }
 
     /// Makes all rows: `out` `[T, K]`.

@@ -14,7 +14,7 @@ const SHARED_BYTES: usize = 32 << 20;
 const MAX_SHARING_BYTES: usize = SHARED_BYTES / 4;
 
 /// Aligned so that no load straddles two cache lines where rows of bytes are as long.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct CacheLine([u8; 64]);
 
@@ -85,6 +85,11 @@ impl Storage {
 /// Zeroes for a thread's scratch, `num_bytes` or a few more.
 pub(crate) fn zeroed_lines(num_bytes: usize) -> Vec<CacheLine> {
     vec![CacheLine([0; 64]); num_bytes.div_ceil(size_of::<CacheLine>())]
+}
+
+pub(crate) fn line_bytes(lines: &[CacheLine]) -> &[u8] {
+    // SAFETY: a `CacheLine` is 64 initialized bytes without padding.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
 }
 
 pub(crate) fn line_bytes_mut(lines: &mut [CacheLine]) -> &mut [u8] {

@@ -440,3 +440,163 @@ proptest! {
         check_product(format, num_inputs, &weights, &activations);
     }
 }
+
+/// Whether products of bf16 can be tested here.
+fn has_matrix_unit() -> bool {
+    let is_supported = Bf16Rows::is_supported();
+    if !is_supported {
+        eprintln!("skipped: this CPU has no matrix unit for bf16 (AMX), or the system does not lend it");
+    }
+    is_supported
+}
+
+fn bf16_product(matrix: &BlockMatrix, activations: &[f32], threads: &dyn Threads) -> Vec<f32> {
+    let mut rows = Bf16Rows::default();
+    rows.fill(Source::Rows(activations), matrix.num_inputs(), threads);
+    let mut out = vec![f32::NAN; rows.num_rows() * matrix.num_outputs()];
+    matrix.matmul_bf16(&rows, Columns::all(&mut out, matrix.num_outputs()), threads);
+    out
+}
+
+/// Fails unless the product is the reference's but for the rounding of sums, and of one weight between two bf16.
+fn check_bf16_product(format: BlockFormat, num_inputs: usize, weights: &[u8], activations: &[f32]) {
+    let matrix = BlockMatrix::pack(format, num_inputs, &[weights], &CallingThread).unwrap();
+    let rows: Vec<&[u8]> = weights.chunks_exact(weights.len() / matrix.num_outputs()).collect();
+    let expected = reference::matmul_bf16(format, &rows, activations, num_inputs);
+    let found = bf16_product(&matrix, activations, &CallingThread);
+    for (index, (found, (expected, magnitude, largest))) in found.iter().zip(expected).enumerate() {
+        let error = (f64::from(*found) - expected).abs();
+        // The unit takes numbers under the smallest normal one for zero.
+        let allowed = 1e-5 * magnitude + largest / 128.0 + num_inputs as f64 * f64::from(f32::MIN_POSITIVE);
+        assert!(error <= allowed, "{matrix:?}, {index}: {found} is not {expected} within {allowed}");
+    }
+}
+
+#[test]
+fn products_of_bf16_are_the_references_and_nearer_to_exact_ones_than_those_of_8_bits() {
+    if !has_matrix_unit() {
+        return;
+    }
+    for format in BlockFormat::ALL {
+        for shape in shapes(format) {
+            let mut rng = ChaCha8Rng::seed_from_u64(13);
+            let weights = random_rows(format, shape, &mut rng, any_half);
+            let activations = random_values(37 * shape.1, &mut rng);
+            check_bf16_product(format, shape.1, &weights, &activations);
+            let matrix = BlockMatrix::pack(format, shape.1, &[&weights], &CallingThread).unwrap();
+            let rows: Vec<Vec<f32>> =
+                weights.chunks_exact(weights.len() / shape.0).map(|row| reference::dequantize(format, row)).collect();
+            let exact = activations
+                .chunks_exact(shape.1)
+                .flat_map(|values| rows.iter().map(move |row| (values, row)))
+                .map(|(values, row)| {
+                    values.iter().zip(row).map(|(one, other)| f64::from(*one) * f64::from(*other)).sum::<f64>()
+                });
+            let exact: Vec<f64> = exact.collect();
+            let off_by = |found: &[f32]| {
+                found.iter().zip(&exact).map(|(found, exact)| (f64::from(*found) - exact).powi(2)).sum::<f64>().sqrt()
+            };
+            let (bf16, in_8_bits) = (
+                off_by(&bf16_product(&matrix, &activations, &CallingThread)),
+                off_by(&product(&matrix, Level::detected(), &activations, &CallingThread)),
+            );
+            assert!(bf16 < in_8_bits, "{matrix:?}: off by {bf16}, in 8 bits by {in_8_bits}");
+        }
+    }
+}
+
+#[test]
+fn a_row_of_bf16_has_the_same_bits_alone_among_others_and_on_any_number_of_threads() {
+    if !has_matrix_unit() {
+        return;
+    }
+    // Several parts of the inputs, units of work and chunks of rows, and some of each that are not full.
+    for (format, num_outputs, num_inputs, num_rows) in
+        [(BlockFormat::Q4K, 150, 1280, 40), (BlockFormat::Q8_0, 33, 704, 530), (BlockFormat::Q6K, 300, 768, 70)]
+    {
+        let mut rng = ChaCha8Rng::seed_from_u64(14);
+        let weights = random_rows(format, (num_outputs, num_inputs), &mut rng, any_half);
+        let matrix = BlockMatrix::pack(format, num_inputs, &[&weights], &CallingThread).unwrap();
+        let activations = random_values(num_rows * num_inputs, &mut rng);
+        let all = bf16_product(&matrix, &activations, &CallingThread);
+        for num_last in [1, 2, 15, 16, 17, 32, 33, num_rows] {
+            let skipped = num_rows - num_last;
+            for num_threads in [1, 2, 5] {
+                let found = bf16_product(&matrix, &activations[skipped * num_inputs..], &Scoped(num_threads));
+                let is_same = bits(&found) == bits(&all[skipped * num_outputs..]);
+                assert!(is_same, "{matrix:?}: {num_last} rows, {num_threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_of_bf16_fills_its_columns_only_and_adds_what_it_shall() {
+    if !has_matrix_unit() {
+        return;
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(15);
+    let (num_outputs, num_inputs, num_rows) = (21, 64, 18);
+    let weights = random_rows(BlockFormat::Q4_1, (num_outputs, num_inputs), &mut rng, any_half);
+    let matrix = BlockMatrix::pack(BlockFormat::Q4_1, num_inputs, &[&weights], &CallingThread).unwrap();
+    let (activations, bias) = (random_values(num_rows * num_inputs, &mut rng), random_values(num_outputs, &mut rng));
+    let alone = bf16_product(&matrix, &activations, &CallingThread);
+    let mut rows = Bf16Rows::default();
+    rows.fill(Source::Rows(&activations), num_inputs, &CallingThread);
+    let mut out = vec![-1.0; num_rows * 40];
+    matrix.matmul_bf16(&rows, Columns::from(&mut out, 40, 5).with_bias(Some(&bias)), &Scoped(2));
+    let mut added = vec![2.5; num_rows * num_outputs];
+    matrix.matmul_bf16(&rows, Columns::all(&mut added, num_outputs).accumulating(), &Scoped(2));
+    for (row, (alone, out)) in alone.chunks_exact(num_outputs).zip(out.chunks_exact(40)).enumerate() {
+        let expected: Vec<f32> = alone.iter().zip(&bias).map(|(value, bias)| value + bias).collect();
+        assert_eq!(bits(&out[5..26]), bits(&expected), "row {row}");
+        let others = out[..5].iter().chain(&out[26..]);
+        assert!(others.into_iter().all(|value| value.to_bits() == (-1f32).to_bits()), "row {row}: other columns");
+        let expected: Vec<f32> = alone.iter().map(|value| value + 2.5).collect();
+        assert_eq!(bits(&added[row * num_outputs..][..num_outputs]), bits(&expected), "row {row}, added");
+    }
+}
+
+#[test]
+fn what_is_no_number_stays_in_its_row_of_bf16() {
+    if !has_matrix_unit() {
+        return;
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(16);
+    let weights = random_rows(BlockFormat::Q8_0, (16, 64), &mut rng, any_half);
+    let matrix = BlockMatrix::pack(BlockFormat::Q8_0, 64, &[&weights], &CallingThread).unwrap();
+    for odd in [f32::NAN, f32::from_bits(u32::MAX), f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+        let mut activations = random_values(3 * 64, &mut rng);
+        activations[64 + 3] = odd;
+        let is_finite: Vec<bool> =
+            bf16_product(&matrix, &activations, &CallingThread).iter().map(|value| value.is_finite()).collect();
+        assert_eq!(is_finite, [[true; 16], [false; 16], [true; 16]].concat(), "{odd}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_shape_of_bf16_gives_the_references_product(
+        format in prop::sample::select(BlockFormat::ALL.to_vec()),
+        num_outputs in 1usize..80,
+        num_blocks in 1usize..5,
+        num_rows in 1usize..50,
+        magnitude in -35i32..31,
+        seed: u64,
+    ) {
+        if has_matrix_unit() {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let num_inputs = num_blocks * format.block_len();
+            let weights = random_rows(format, (num_outputs, num_inputs), &mut rng, any_half);
+            let mut activations = random_values(num_rows * num_inputs, &mut rng);
+            for block in activations.chunks_exact_mut(BLOCK).step_by(4) {
+                for value in block {
+                    *value *= 10f32.powi(magnitude);
+                }
+            }
+            check_bf16_product(format, num_inputs, &weights, &activations);
+        }
+    }
+}

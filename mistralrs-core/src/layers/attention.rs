@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use candle_core::{Error, Result, Tensor};
 use mistralrs_paged_attn::{AttentionPlan, KvCache, RaggedBatch};
 
-use super::linear::{Epilogue, FusedLinear, Linear, Prologue, Scratch};
+use super::linear::{Epilogue, FusedLinear, Linear, Pass, Prologue};
 use super::norm::RmsNorm;
 use super::rotary::{HeadColumns, RotaryAngles};
 
@@ -77,7 +77,7 @@ pub struct AttentionStep<'a> {
     /// The KV itself.
     pub kv: &'a mut KvCache,
     /// Of projections.
-    pub scratch: &'a Scratch,
+    pub pass: Pass<'a>,
 }
 
 /// Grouped-query attention with rotary positions, after a norm and added to its input.
@@ -110,7 +110,7 @@ impl Attention {
             hidden,
             query_key_value,
             (Prologue::Norm(&self.norm), Epilogue::Store),
-            step.scratch,
+            step.pass,
         )?;
         // Queries and keys are neighbours.
         step.angles.turn(query_key_value, HeadColumns { first: 0, num_heads: num_heads + num_kv_heads, head_size })?;
@@ -119,6 +119,6 @@ impl Attention {
         let plan = step.plans.iter().find(|plan| plan.window() == self.window);
         let plan = plan.expect("the step has a plan for each window of its layers");
         step.kv.attend(self.layer, query, plan, scale, attended).map_err(Error::wrap)?;
-        self.output.forward(attended, hidden, (Prologue::None, Epilogue::Add), step.scratch)
+        self.output.forward(attended, hidden, (Prologue::None, Epilogue::Add), step.pass)
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, Error, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
 use mistralrs_quant::{
-    BlockMatrix, Columns, FillPiece, FloatMatrix, MatrixShape, Precision, QuantizedRows, RowShape, Source, SpanSet,
-    StoredRows, WeightFormat,
+    Bf16Rows, BlockMatrix, Columns, FillPiece, FloatMatrix, MatrixShape, Precision, QuantizedRows, RowShape, Source,
+    SpanSet, StoredRows, WeightFormat,
 };
 
 use super::norm::RmsNorm;
@@ -149,7 +149,19 @@ pub struct Scratch(RefCell<Inputs>);
 #[derive(Debug, Default)]
 struct Inputs {
     quantized: QuantizedRows,
+    bf16: Bf16Rows,
     floats: Vec<f32>,
+}
+
+/// What the projections of one pass through the layers share.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass<'a> {
+    /// Memory.
+    pub scratch: &'a Scratch,
+    /// The first rows of the input that are tokens which a model generated. The others, of prompts, are many at a time: beside
+    /// quantized weights they are multiplied as bf16 where the CPU has a matrix unit for that. Which of the two a row is decides
+    /// its precision, never how many there are.
+    pub num_generated_rows: usize,
 }
 
 /// `y = x · Wᵀ + b`.
@@ -170,15 +182,8 @@ impl Linear {
     ///
     /// # Errors
     /// Sizes differ.
-    pub fn forward(
-        &self,
-        input: &Tensor,
-        out: &Tensor,
-        fused: (Prologue<'_>, Epilogue),
-        scratch: &Scratch,
-    ) -> Result<()> {
-        let projections =
-            Projections { parts: std::slice::from_ref(self), precision: Precision::Bits8, fused, scratch };
+    pub fn forward(&self, input: &Tensor, out: &Tensor, fused: (Prologue<'_>, Epilogue), pass: Pass<'_>) -> Result<()> {
+        let projections = Projections { parts: std::slice::from_ref(self), precision: Precision::Bits8, fused, pass };
         out.inplace_op2(input, &projections)
     }
 }
@@ -208,14 +213,8 @@ impl FusedLinear {
     ///
     /// # Errors
     /// Sizes differ.
-    pub fn forward(
-        &self,
-        input: &Tensor,
-        out: &Tensor,
-        fused: (Prologue<'_>, Epilogue),
-        scratch: &Scratch,
-    ) -> Result<()> {
-        out.inplace_op2(input, &Projections { parts: &self.parts, precision: self.precision, fused, scratch })
+    pub fn forward(&self, input: &Tensor, out: &Tensor, fused: (Prologue<'_>, Epilogue), pass: Pass<'_>) -> Result<()> {
+        out.inplace_op2(input, &Projections { parts: &self.parts, precision: self.precision, fused, pass })
     }
 }
 
@@ -223,7 +222,7 @@ struct Projections<'a> {
     parts: &'a [Linear],
     precision: Precision,
     fused: (Prologue<'a>, Epilogue),
-    scratch: &'a Scratch,
+    pass: Pass<'a>,
 }
 
 impl Projections<'_> {
@@ -274,10 +273,13 @@ impl InplaceOp2 for Projections<'_> {
         if (out.num_rows, out.num_columns) != (input.num_rows, num_outputs) {
             candle_core::bail!("{} rows of {num_outputs} outputs into {out_layout:?}", input.num_rows)
         }
-        let mut inputs = self.scratch.0.borrow_mut();
-        let Inputs { quantized, floats } = &mut *inputs;
+        let mut inputs = self.pass.scratch.0.borrow_mut();
+        let Inputs { quantized, bf16, floats } = &mut *inputs;
+        let num_quantized = if Bf16Rows::is_supported() { self.pass.num_generated_rows } else { input.num_rows };
         if let Some(spans) = self.spans() {
-            quantized.fill(source, RowShape { num_inputs, spans, precision: self.precision }, &Pool);
+            let (first, others) = source.split_at(num_quantized.min(input.num_rows), num_inputs);
+            quantized.fill(first, RowShape { num_inputs, spans, precision: self.precision }, &Pool);
+            bf16.fill(others, num_inputs, &Pool);
         }
         let floats = match source {
             _ if !self.has_floats() => &[][..],
@@ -296,7 +298,11 @@ impl InplaceOp2 for Projections<'_> {
             };
             match &*part.weight {
                 WeightMatrix::Floats(matrix) => matrix.matmul(floats, columns, &Pool),
-                WeightMatrix::Blocks(matrix) => matrix.matmul(quantized, columns, &Pool),
+                WeightMatrix::Blocks(matrix) => {
+                    let (first, others) = columns.split_at(quantized.num_rows());
+                    matrix.matmul(quantized, first, &Pool);
+                    matrix.matmul_bf16(bf16, others, &Pool);
+                }
             }
             first += part.weight.num_outputs();
         }
@@ -359,13 +365,18 @@ mod tests {
 
     const PLAIN: (Prologue<'_>, Epilogue) = (Prologue::None, Epilogue::Store);
 
+    /// All rows.
+    fn generated(scratch: &Scratch) -> Pass<'_> {
+        Pass { scratch, num_generated_rows: usize::MAX }
+    }
+
     fn zeros(shape: (usize, usize)) -> Tensor {
         Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()
     }
 
     fn product(linear: &Linear, input: &Tensor) -> Result<Tensor> {
         let out = zeros((input.dim(0)?, linear.weight.num_outputs()));
-        linear.forward(input, &out, PLAIN, &Scratch::default())?;
+        linear.forward(input, &out, PLAIN, generated(&Scratch::default()))?;
         Ok(out)
     }
 
@@ -440,7 +451,7 @@ mod tests {
         let input = random(3, (5, 256));
         let apart: Vec<Tensor> = parts.iter().map(|part| product(part, &input).unwrap()).collect();
         let together = zeros((5, 55));
-        FusedLinear::new(parts).forward(&input, &together, PLAIN, &Scratch::default()).unwrap();
+        FusedLinear::new(parts).forward(&input, &together, PLAIN, generated(&Scratch::default())).unwrap();
         assert_eq!(bits(&together), bits(&Tensor::cat(&apart, 1).unwrap()));
     }
 
@@ -457,13 +468,13 @@ mod tests {
             norm.forward(&input, &normed).unwrap();
             let expected = product(&weight, &normed).unwrap();
             let out = zeros((7, 20));
-            weight.forward(&input, &out, (Prologue::Norm(&norm), Epilogue::Store), &scratch).unwrap();
+            weight.forward(&input, &out, (Prologue::Norm(&norm), Epilogue::Store), generated(&scratch)).unwrap();
             assert_eq!(bits(&out), bits(&expected), "{dtype:?} after a norm");
 
             let alone = product(&linear(dtype, 1, (20, 256), None), &input).unwrap();
             let bias = Tensor::from_vec(bias, 20, &Device::Cpu).unwrap();
             let expected = (&alone + held.broadcast_add(&bias).unwrap()).unwrap();
-            weight.forward(&input, &held, (Prologue::None, Epilogue::Add), &scratch).unwrap();
+            weight.forward(&input, &held, (Prologue::None, Epilogue::Add), generated(&scratch)).unwrap();
             assert_eq!(bits(&held), bits(&expected), "{dtype:?} added");
         }
     }
@@ -475,13 +486,14 @@ mod tests {
         let [gate, up] = [0, 32].map(|first| gate_up.narrow(1, first, 32).unwrap().contiguous().unwrap());
         let expected = product(&weight, &(gate.silu().unwrap() * up).unwrap()).unwrap();
         let out = zeros((3, 4));
-        weight.forward(&gate_up, &out, (Prologue::SwiGlu, Epilogue::Store), &Scratch::default()).unwrap();
+        weight.forward(&gate_up, &out, (Prologue::SwiGlu, Epilogue::Store), generated(&Scratch::default())).unwrap();
         let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for (found, expected) in values(&out).iter().zip(values(&expected)) {
             assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
         }
         let odd = (Prologue::SwiGlu, Epilogue::Store);
-        let error = weight.forward(&random(2, (3, 63)), &out, odd, &Scratch::default()).unwrap_err().to_string();
+        let error =
+            weight.forward(&random(2, (3, 63)), &out, odd, generated(&Scratch::default())).unwrap_err().to_string();
         assert!(error.starts_with("gate and up together have 63 columns"), "{error}");
     }
 

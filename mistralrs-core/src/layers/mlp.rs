@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::linear::{Epilogue, FusedLinear, Linear, Prologue, Scratch};
+use super::linear::{Epilogue, FusedLinear, Linear, Pass, Prologue};
 use super::norm::RmsNorm;
 
 /// `x + down(silu(gate(norm(x))) · up(norm(x)))`. Source: Shazeer 2020 (arXiv:2002.05202), SwiGLU.
@@ -21,8 +21,8 @@ impl SwiGluMlp {
     ///
     /// # Errors
     /// Sizes differ.
-    pub fn forward(&self, hidden: &Tensor, gate_up: &Tensor, scratch: &Scratch) -> Result<()> {
-        self.gate_up.forward(hidden, gate_up, (Prologue::Norm(&self.norm), Epilogue::Store), scratch)?;
-        self.down.forward(gate_up, hidden, (Prologue::SwiGlu, Epilogue::Add), scratch)
+    pub fn forward(&self, hidden: &Tensor, gate_up: &Tensor, pass: Pass<'_>) -> Result<()> {
+        self.gate_up.forward(hidden, gate_up, (Prologue::Norm(&self.norm), Epilogue::Store), pass)?;
+        self.down.forward(gate_up, hidden, (Prologue::SwiGlu, Epilogue::Add), pass)
     }
 }

@@ -14,7 +14,7 @@ pub mod rotary;
 mod rows;
 
 pub use attention::{Attention, AttentionBuffers, AttentionStep, HeadCounts};
-pub use linear::{Epilogue, FusedLinear, Linear, Prologue, Scratch, WeightMatrix};
+pub use linear::{Epilogue, FusedLinear, Linear, Pass, Prologue, Scratch, WeightMatrix};
 pub use mlp::SwiGluMlp;
 pub use norm::RmsNorm;
 pub use rotary::{Llama3Scaling, RotaryAngles, RotaryConfig, RotaryEmbedding, RotaryPairing, RotaryScaling};

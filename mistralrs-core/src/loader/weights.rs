@@ -302,7 +302,7 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::*;
-    use crate::layers::{Epilogue, Prologue, Scratch};
+    use crate::layers::{Epilogue, Pass, Prologue, Scratch};
 
     /// Tensors in memory under Hugging Face names; `data` is not looked at before shapes are right.
     struct Fake(HashMap<String, (WeightFormat, Vec<usize>, Vec<u8>)>);
@@ -343,7 +343,8 @@ mod tests {
         let mut weights = Weights::new(files, &progress);
         let linear = weights.fused(&[Role::Query(3).part(2), Role::Key(3).part(1)], 2, bias)?;
         let (input, out) = (Tensor::new(&[[1f32, 1.]], &Device::Cpu)?, Tensor::new(&[[0f32, 0., 0.]], &Device::Cpu)?);
-        linear.forward(&input, &out, (Prologue::None, Epilogue::Store), &Scratch::default())?;
+        let pass = Pass { scratch: &Scratch::default(), num_generated_rows: 1 };
+        linear.forward(&input, &out, (Prologue::None, Epilogue::Store), pass)?;
         Ok(out.flatten_all()?.to_vec1()?)
     }
 

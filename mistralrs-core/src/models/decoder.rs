@@ -9,7 +9,8 @@ use mistralrs_quant::Precision;
 
 use crate::error::LoadError;
 use crate::layers::{
-    Attention, AttentionStep, Epilogue, Linear, Prologue, RmsNorm, RotaryEmbedding, SwiGluMlp, WeightMatrix, copy_rows,
+    Attention, AttentionStep, Epilogue, Linear, Pass, Prologue, RmsNorm, RotaryEmbedding, SwiGluMlp, WeightMatrix,
+    copy_rows,
 };
 use crate::loader::weights::{Part, Role, Weights};
 use crate::models::config::Presence;
@@ -76,11 +77,12 @@ impl Decoder {
         for plan in plans.iter_mut() {
             kv.plan(plan, &batch.ragged, first.attention.heads.num_heads).map_err(Error::wrap)?;
         }
+        let pass = Pass { scratch, num_generated_rows: batch.num_generated_rows };
         let (buffers, batch) = (&views.attention, &batch.ragged);
-        let mut step = AttentionStep { buffers, angles, batch, plans, kv, scratch };
+        let mut step = AttentionStep { buffers, angles, batch, plans, kv, pass };
         for layer in &self.layers {
             layer.attention.forward(&views.hidden, &mut step)?;
-            layer.mlp.forward(&views.hidden, &views.gate_up, step.scratch)?;
+            layer.mlp.forward(&views.hidden, &views.gate_up, pass)?;
         }
         Ok(())
     }
@@ -91,12 +93,14 @@ impl Decoder {
             return Ok(());
         }
         let normed = (Prologue::Norm(&self.output_norm), Epilogue::Store);
+        // Few rows, by the largest matrix: all in the way that takes the fewest bytes.
+        let pass = Pass { scratch: &self.workspace.scratch, num_generated_rows: batch.logit_rows.len() };
         // Every row ends a sequence in a step of decodes alone: nothing to pick.
         if batch.logit_rows.len() == batch.token_ids.len() {
-            return self.head.forward(&views.hidden, &views.logits, normed, &self.workspace.scratch);
+            return self.head.forward(&views.hidden, &views.logits, normed, pass);
         }
         copy_rows(&views.hidden, &batch.logit_rows, &views.logit_states)?;
-        self.head.forward(&views.logit_states, &views.logits, normed, &self.workspace.scratch)
+        self.head.forward(&views.logit_states, &views.logits, normed, pass)
     }
 
     /// Makes `views.normed_states` the hidden states that are asked for.

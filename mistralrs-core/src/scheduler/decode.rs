@@ -35,7 +35,8 @@ impl Scheduler {
         let mut spare = self.config.max_num_batched_tokens.saturating_sub(plan.num_tokens());
         for chunk in &mut plan.chunks {
             let Some(sequence) = self.running_mut(chunk.id) else { continue };
-            sequence.draft.truncate(spare);
+            // What follows a prompt's last token is a token of another kind: not in one chunk with it.
+            sequence.draft.truncate(if sequence.is_in_prompt() { 0 } else { spare });
             let num_tokens = sequence.token_ids.len() + sequence.draft.len();
             if blocks.grow(&mut sequence.block_table, num_tokens).is_err() {
                 sequence.draft.clear();

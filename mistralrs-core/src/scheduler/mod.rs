@@ -41,7 +41,7 @@ pub struct SchedulerConfig {
 /// What one step runs.
 #[derive(Debug, Default)]
 pub struct StepPlan {
-    /// Decodes first, then prefill chunks, each by their place in line.
+    /// Chunks of generated tokens first, then those of prompts; in each decodes before prefills, by their place in line.
     pub chunks: Vec<ScheduledChunk>,
     /// Blocks whose contents must be in another one as well before anything is computed: the partly filled last blocks
     /// of prompts that several choices share.
@@ -126,6 +126,10 @@ impl Scheduler {
         self.plan_decodes(blocks, &mut plan);
         self.plan_guesses(blocks, &mut plan);
         self.plan_prefills(blocks, &mut plan);
+        let is_prompt = |chunk: &ScheduledChunk| self.running_sequence(chunk.id).is_some_and(Sequence::is_in_prompt);
+        if !plan.chunks.is_sorted_by_key(is_prompt) {
+            plan.chunks.sort_by_key(is_prompt);
+        }
         plan
     }
 

@@ -171,7 +171,13 @@ fn start(
 }
 
 fn plan_chunk(sequence: &Sequence, plan: &mut StepPlan, budget: &mut usize) {
-    let num_scheduled = sequence.num_uncomputed().min(*budget);
+    // After a preemption generated tokens follow the prompt. They are computed as they were the first time, in a step of their own.
+    let num_alike = if sequence.is_in_prompt() {
+        sequence.num_prompt_tokens - sequence.num_computed
+    } else {
+        sequence.num_uncomputed()
+    };
+    let num_scheduled = num_alike.min(*budget);
     *budget -= num_scheduled;
     plan.chunks.push(ScheduledChunk {
         id: sequence.id,

@@ -56,19 +56,35 @@ impl Runner {
         Self { model, kv }
     }
 
-    /// Logits after every token of `chunks`, in their order.
+    /// Logits after every token of `chunks`, which are parts of prompts, in their order.
     pub fn step(&mut self, chunks: &[Chunk<'_>]) -> Vec<Vec<f32>> {
         self.step_from(chunks, 0)
     }
 
-    /// Logits after the tokens of `chunks`, without the first `num_skipped` of them all.
+    /// Logits after every token of the chunks, in their order: tokens that were generated, then some of prompts.
+    pub fn mixed_step(&mut self, generated: &[Chunk<'_>], prompts: &[Chunk<'_>]) -> Vec<Vec<f32>> {
+        let num_generated_rows = generated.iter().map(|chunk| chunk.tokens.len()).sum();
+        self.forward(generated.iter().chain(prompts), num_generated_rows, 0)
+    }
+
+    /// Logits after the tokens of `chunks`, all of prompts, without the first `num_skipped` of them all.
     fn step_from(&mut self, chunks: &[Chunk<'_>], num_skipped: usize) -> Vec<Vec<f32>> {
+        self.forward(chunks, 0, num_skipped)
+    }
+
+    fn forward<'a>(
+        &mut self,
+        chunks: impl IntoIterator<Item = &'a Chunk<'a>>,
+        num_generated_rows: usize,
+        num_skipped: usize,
+    ) -> Vec<Vec<f32>> {
         let mut batch = StepBatch::default();
         batch.ragged.query_offsets.push(0);
         batch.ragged.max_blocks = BLOCKS_PER_SEQUENCE;
         for chunk in chunks {
             add(&mut batch, chunk);
         }
+        batch.num_generated_rows = num_generated_rows;
         batch.logit_rows = (num_skipped as u32..batch.token_ids.len() as u32).collect();
         self.model.forward(&batch, &mut self.kv).unwrap().logits.to_vec2().unwrap()
     }
@@ -90,7 +106,7 @@ impl Runner {
         while out.len() < num_tokens {
             let token = argmax(&last);
             let chunk = Chunk { sequence: 0, num_computed: prompt.len() + out.len(), tokens: &[token] };
-            last = self.step(&[chunk]).pop().unwrap();
+            last = self.mixed_step(&[chunk], &[]).pop().unwrap();
             out.push(token);
         }
         out

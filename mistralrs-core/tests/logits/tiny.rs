@@ -88,6 +88,37 @@ fn a_sequence_has_the_same_logits_alone_and_in_any_batch() {
     }
 }
 
+/// What a model generated has the same bits alone, with the prompts of others in the same steps, and computed again at once.
+#[test]
+fn generated_tokens_have_the_same_logits_beside_prompts_and_computed_again() {
+    for name in ["q4_k_m", "q6_k", "code_books"] {
+        let path = fixture(&format!("tiny-llama-256-{name}.gguf"));
+        let (text, other): (Vec<u32>, Vec<u32>) = ((0..36).collect(), (40..140).collect());
+        let (prompt, generated) = text.split_at(30);
+        let of_text = |num_computed: usize, tokens| Chunk { sequence: 0, num_computed, tokens };
+        let mut alone = Runner::new(&path);
+        alone.logits(prompt);
+        let expected: Vec<Vec<f32>> =
+            (prompt.len()..text.len()).flat_map(|at| alone.mixed_step(&[of_text(at, &text[at..=at])], &[])).collect();
+
+        let mut beside = Runner::with_sequences(&path, 2);
+        beside.logits(prompt);
+        let mut expected_others = Runner::new(&path).logits(&other).into_iter();
+        for (step, expected) in expected.iter().enumerate() {
+            let at = prompt.len() + step;
+            let others = Chunk { sequence: 1, num_computed: 16 * step, tokens: &other[16 * step..16 * (step + 1)] };
+            let found = beside.mixed_step(&[of_text(at, &text[at..=at])], &[others]);
+            assert!(found[0] == *expected, "{name}: a prompt changed token {at}");
+            assert!(found[1..].iter().eq(&expected_others.by_ref().take(16).collect::<Vec<_>>()), "{name}: token {at}");
+        }
+
+        let mut again = Runner::new(&path);
+        again.logits(prompt);
+        let found = again.mixed_step(&[of_text(prompt.len(), generated)], &[]);
+        assert!(found == expected, "{name}: computed again, generated tokens differ");
+    }
+}
+
 #[test]
 fn what_the_files_say_comes_with_the_weights() {
     let gguf = load(&fixture("tiny-llama-f32.gguf"));

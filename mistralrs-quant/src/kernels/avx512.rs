@@ -17,6 +17,7 @@ use super::lanes::Lanes;
 use super::product::{self, RowPointers, Target, TileGroups};
 use super::weights::{self, ExpandedWeights, Weights};
 use crate::activations::{RowSlots, SUM_ORIGIN, scale_and_factor};
+use crate::bf16_rows::Bf16Slots;
 use crate::format::{BLOCK, SMALLEST_POWER};
 
 /// [`RowSlots::fill`] with AVX-512F.
@@ -37,6 +38,16 @@ pub(super) unsafe fn quantize(values: &[f32], slots: RowSlots) {
 pub(super) unsafe fn subtract(slots: RowSlots, values: &mut [f32]) {
     // SAFETY: the caller's promise.
     unsafe { slots.subtract(values) }
+}
+
+/// [`Bf16Slots::fill`] with AVX-512F.
+///
+/// # Safety
+/// The CPU has AVX-512F; the rest as there.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn round_to_bf16(slots: Bf16Slots, values: &[f32]) {
+    // SAFETY: the caller's promise.
+    unsafe { slots.fill(values) }
 }
 
 /// [`elementwise::rms_norm`] with AVX-512F.
@@ -73,7 +84,7 @@ fn quantize_block(values: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> (f32, [i32
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Avx512Lanes(__m512);
+pub(super) struct Avx512Lanes(pub(super) __m512);
 
 // SAFETY: needs AVX-512F, BW and VNNI, which `multiply` and `expand` have; loads and stores touch what they name.
 unsafe impl Lanes for Avx512Lanes {

@@ -4,6 +4,8 @@
 #![expect(clippy::needless_range_loop, reason = "an iterator that is not inlined would keep registers in memory")]
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -14,7 +16,11 @@ mod weights;
 
 pub(crate) use product::{Job, MAX_EXPANDED_BYTES, TILES_AT_ONCE};
 
+use std::ops::Range;
+
 use crate::activations::{self, RowSlots};
+use crate::bf16_rows::{Bf16Rows, Bf16Slots};
+use crate::matrix::{Output, Tiles};
 use lanes::PlainLanes;
 
 #[cfg(not(target_endian = "little"))]
@@ -81,6 +87,64 @@ pub(crate) unsafe fn run(level: Level, job: &mut Job<'_>) {
             Level::AvxVnni => product::run::<avx2::AvxVnniLanes>(job),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => product::run::<avx512::Avx512Lanes>(job),
+        }
+    }
+}
+
+/// The part of a product of bf16 that one unit of work computes.
+pub(crate) struct Bf16Job<'a> {
+    pub(crate) weights: Tiles<'a>,
+    pub(crate) rows: &'a Bf16Rows,
+    pub(crate) out: Output<'a>,
+    /// Of the matrix.
+    pub(crate) tiles: Range<usize>,
+    /// Of the rows.
+    pub(crate) row_tiles: Range<usize>,
+    /// [`bf16_scratch_bytes`] of memory.
+    pub(crate) scratch: &'a mut [u8],
+}
+
+/// Whether products of bf16 can be computed here.
+pub(crate) fn has_matrix_unit() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return amx::is_available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Of a job with so many tiles of outputs and rows.
+pub(crate) fn bf16_scratch_bytes(num_tiles: usize, num_row_tiles: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    return amx::scratch_bytes(num_tiles, num_row_tiles);
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("there is no matrix unit for {num_tiles} by {num_row_tiles} tiles")
+}
+
+/// Computes `job`.
+///
+/// # Safety
+/// [`has_matrix_unit`]; the rest as [`amx::run`] says.
+pub(crate) unsafe fn run_bf16(job: &mut Bf16Job<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise is the callee's.
+    unsafe {
+        amx::run(job);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("there is no matrix unit for {} tiles", job.tiles.len())
+}
+
+/// Rounds a row.
+///
+/// # Safety
+/// As [`Bf16Slots::fill`]'s.
+pub(crate) unsafe fn round_to_bf16(level: Level, values: &[f32], slots: Bf16Slots) {
+    // SAFETY: the caller's promise. Only CPUs with AVX-512 have the matrix unit.
+    unsafe {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::round_to_bf16(slots, values),
+            _ => slots.fill(values),
         }
     }
 }

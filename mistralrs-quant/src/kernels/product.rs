@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::lanes::Lanes;
-use super::weights::{Expanded, ExpandedWeights, OpenBlock, Stored, Weights};
+use super::weights::{Expanded, ExpandedWeights, OpenBlock, Stored, Weights, for_format};
 use crate::activations::{QuantizedRows, STRIP};
 use crate::format::{BLOCK, BlockFormat};
 use crate::matrix::{Output, Tiles};
@@ -71,23 +71,7 @@ pub(super) unsafe fn run<L: Lanes>(job: &mut Job<'_>) {
         };
     }
     // SAFETY: the caller's promise is the callee's; the format names how tiles are stored.
-    unsafe {
-        match job.weights.format {
-            BlockFormat::Q4_0 => with!(Q4_0, 1, false),
-            BlockFormat::Q4_1 => with!(Q4_1, 1, true),
-            BlockFormat::Q5_0 => with!(Q5_0, 1, false),
-            BlockFormat::Q5_1 => with!(Q5_1, 1, true),
-            BlockFormat::Q8_0 => with!(Q8_0, 1, false),
-            BlockFormat::Q2K => with!(Q2K, 2, true),
-            BlockFormat::Q3K => with!(Q3K, 2, false),
-            BlockFormat::Q4K => with!(Q4K, 1, true),
-            BlockFormat::Q5K => with!(Q5K, 1, true),
-            BlockFormat::Q6K => with!(Q6K, 2, false),
-            BlockFormat::Iq4Nl => with!(Iq4Nl, 1, false),
-            BlockFormat::Iq4Xs => with!(Iq4Xs, 1, false),
-            BlockFormat::Mxfp4 => with!(Mxfp4, 1, false),
-        }
-    }
+    unsafe { for_format!(job.weights.format, with) }
 }
 
 /// # Safety
@@ -260,7 +244,7 @@ impl RowPointers {
 
 impl Target {
     /// Row `row` of `num_tiles` tiles from `tile` on.
-    fn new(out: &Output<'_>, tile: usize, num_tiles: usize, row: usize) -> Self {
+    pub(super) fn new(out: &Output<'_>, tile: usize, num_tiles: usize, row: usize) -> Self {
         let column = tile * TILE;
         Self {
             at: out.at.at(row * out.stride + column),
@@ -278,7 +262,7 @@ impl Target {
     /// Asks for the lines of `row` in V tiles. Results are rows far apart, one or two lines of each: were they fetched only
     /// when they are stored, all that follows would wait for memory.
     #[inline(always)]
-    fn prefetch<L: Lanes, const V: usize>(&self, row: usize) {
+    pub(super) fn prefetch<L: Lanes, const V: usize>(&self, row: usize) {
         for tile in 0..V {
             L::prefetch(self.at.wrapping_add(row * self.stride + tile * TILE).cast());
         }
@@ -287,7 +271,7 @@ impl Target {
     /// # Safety
     /// `row` is one of the rows that the target was made for.
     #[inline(always)]
-    unsafe fn store<L: Lanes>(self, row: usize, tile: usize, values: L) {
+    pub(super) unsafe fn store<L: Lanes>(self, row: usize, tile: usize, values: L) {
         let column = tile * TILE;
         let at = self.at.wrapping_add(row * self.stride + column);
         let addend = self.addend.wrapping_add(row * self.addend_stride + column);

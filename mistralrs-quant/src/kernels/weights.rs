@@ -4,6 +4,28 @@ use super::lanes::Lanes;
 use crate::format::BlockFormat;
 use crate::tile::{PLANE_BYTES, QUADS, TILE};
 
+/// Calls `with!` with what a format is in types: its name, its spans, whether they have minima.
+macro_rules! for_format {
+    ($format:expr, $with:ident) => {
+        match $format {
+            BlockFormat::Q4_0 => $with!(Q4_0, 1, false),
+            BlockFormat::Q4_1 => $with!(Q4_1, 1, true),
+            BlockFormat::Q5_0 => $with!(Q5_0, 1, false),
+            BlockFormat::Q5_1 => $with!(Q5_1, 1, true),
+            BlockFormat::Q8_0 => $with!(Q8_0, 1, false),
+            BlockFormat::Q2K => $with!(Q2K, 2, true),
+            BlockFormat::Q3K => $with!(Q3K, 2, false),
+            BlockFormat::Q4K => $with!(Q4K, 1, true),
+            BlockFormat::Q5K => $with!(Q5K, 1, true),
+            BlockFormat::Q6K => $with!(Q6K, 2, false),
+            BlockFormat::Iq4Nl => $with!(Iq4Nl, 1, false),
+            BlockFormat::Iq4Xs => $with!(Iq4Xs, 1, false),
+            BlockFormat::Mxfp4 => $with!(Mxfp4, 1, false),
+        }
+    };
+}
+pub(super) use for_format;
+
 /// Groups of a tile in some layout. Methods may be called only with pointers to a group of that layout.
 pub(super) trait Weights {
     /// Spans of a block: runs of inputs that share a scale.

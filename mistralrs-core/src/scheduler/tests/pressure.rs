@@ -16,6 +16,41 @@ fn a_preempted_sequence_waits_for_room_that_pays_for_recomputing_it() {
     assert_eq!(bench.step().admitted, [long]);
 }
 
+/// Prompts may be computed in another precision than what was generated: no step does both for one sequence.
+#[test]
+fn generated_tokens_are_computed_again_after_the_prompt_and_before_the_prompts_of_others() {
+    let mut bench = Bench::without_prefix_cache(6, WIDE);
+    let first = bench.submit(3);
+    bench.submit(3);
+    // The second has seven tokens when it gives way.
+    while bench.step().preempted.is_empty() {}
+    bench.finish(first);
+    assert_eq!(render(&bench.step()), "prefill 1x3");
+    bench.submit(2);
+    let plan = bench.step();
+    let chunks: Vec<_> = plan.chunks.iter().map(|chunk| (chunk.id.0, chunk.num_scheduled, chunk.is_last)).collect();
+    assert_eq!(chunks, [(1, 4, true), (2, 2, true)]);
+}
+
+#[test]
+fn a_prompt_whose_last_token_is_left_stands_with_the_prompts_and_gets_no_guesses() {
+    let mut bench = Bench::new(16, SchedulerConfig { max_num_batched_tokens: 4, ..WIDE });
+    let (first, second) = (bench.submit(5), bench.submit(4));
+    assert_eq!(render(&bench.step()), "prefill 0x4");
+    for id in [first, second] {
+        if let Some(sequence) = bench.scheduler.running_mut(id) {
+            sequence.draft = vec![1, 2];
+        }
+    }
+    let plan = bench.step();
+    let chunks: Vec<_> = plan.chunks.iter().map(|chunk| (chunk.id.0, chunk.num_scheduled, chunk.phase)).collect();
+    assert_eq!(chunks, [(0, 1, Phase::Decode), (1, 3, Phase::Prefill)]);
+    // The first decodes now, the second's last token is the prompt's: it comes after.
+    let plan = bench.step();
+    let chunks: Vec<_> = plan.chunks.iter().map(|chunk| (chunk.id.0, chunk.num_scheduled)).collect();
+    assert_eq!(chunks, [(0, 1), (1, 1)]);
+}
+
 #[test]
 fn answers_that_cannot_grow_so_far_need_less_room() {
     let mut bench = Bench::without_prefix_cache(40, WIDE);

@@ -1,0 +1,326 @@
+//! Products of bf16 by the CPU's matrix unit (AMX): an instruction multiplies 16 rows of 32 inputs by 16 outputs.
+//!
+//! Weights are widened to bf16 a part of the inputs at a time, for as many tiles as a unit of work has. A part stays in
+//! the second-level cache while all rows of the unit pass over it, and their sums wait for the next one. A sum is one
+//! chain of f32 over the inputs, in order, whatever the parts, the other rows or the unit of work.
+//!
+//! Registers of the unit, by number: 0 to 3 hold the sums of two tiles of rows with two tiles of outputs, 4 and 5 the
+//! rows, 6 and 7 the weights.
+
+use std::arch::asm;
+use std::arch::x86_64::{
+    __cpuid, __cpuid_count, __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512, _mm512_cvtepi32_ps,
+    _mm512_fmadd_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_srli_epi32,
+    _mm512_storeu_si512,
+};
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use super::avx512::Avx512Lanes;
+use super::lanes::Lanes;
+use super::product::Target;
+use super::weights::{Stored, Weights, for_format};
+use crate::bf16_rows::{BLOCK_BYTES, ROW_TILE};
+use crate::format::{BLOCK, BlockFormat};
+use crate::kernels::Bf16Job;
+use crate::tile::{PLANE_BYTES, QUADS, TILE};
+
+/// Blocks of inputs in a part, at most: two tiles of weights and two of rows, 20 KiB each, share the first-level cache.
+const MAX_PART: usize = 10;
+
+/// Tiles of rows and of outputs that are multiplied together.
+const PAIR: usize = 2;
+
+/// Bytes of the sums of two tiles of rows with two of outputs.
+const SUMS_BYTES: usize = PAIR * PAIR * ROW_TILE * TILE * size_of::<f32>();
+
+/// Whether the CPU has the unit and the system lets this process use it.
+pub(super) fn is_available() -> bool {
+    static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *IS_AVAILABLE.get_or_init(|| has_unit() && may_use_unit())
+}
+
+/// AMX-TILE and AMX-BF16. Source: Intel 64 and IA-32 Architectures Software Developer's Manual, CPUID leaf 7.
+fn has_unit() -> bool {
+    const TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
+    let has_avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+    has_avx512 && __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILE_AND_BF16 == TILE_AND_BF16
+}
+
+/// Asks the system, which keeps 8 KiB more for every thread that uses the unit. Source: Linux, x86/xstate.rst.
+#[cfg(target_os = "linux")]
+fn may_use_unit() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    // SAFETY: the call takes two numbers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn may_use_unit() -> bool {
+    false
+}
+
+/// Bytes of [`Bf16Job::scratch`] for so many tiles of outputs and rows.
+pub(super) fn scratch_bytes(num_tiles: usize, num_row_tiles: usize) -> usize {
+    let num_pairs = num_tiles.div_ceil(PAIR) * num_row_tiles.div_ceil(PAIR);
+    num_tiles * MAX_PART * BLOCK_BYTES + (num_pairs + 1) * SUMS_BYTES
+}
+
+/// The unit, set up for whole tiles until this is dropped.
+struct MatrixUnit;
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct Shapes {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    num_rows: [u8; 16],
+}
+
+impl MatrixUnit {
+    /// # Safety
+    /// [`is_available`].
+    unsafe fn set_up() -> Self {
+        let mut shapes = Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], num_rows: [0; 16] };
+        shapes.row_bytes[..8].fill(PLANE_BYTES as u16);
+        shapes.num_rows[..8].fill(ROW_TILE as u8);
+        // SAFETY: the caller's promise; the shapes are the palette's 16 rows of 64 bytes.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) };
+        Self
+    }
+}
+
+impl Drop for MatrixUnit {
+    fn drop(&mut self) {
+        // SAFETY: the unit was set up. Released, it costs the system nothing when it switches threads.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// Computes `job`.
+///
+/// # Safety
+/// [`is_available`]; the matrix and the rows have the job's tiles, and as many inputs; `scratch` is of
+/// [`scratch_bytes`]; `out` has room for every row and nobody else touches these columns of these rows.
+pub(super) unsafe fn run(job: &mut Bf16Job<'_>) {
+    macro_rules! with {
+        ($format:ident, $spans:literal, $has_minima:literal) => {
+            run_format::<Stored<{ BlockFormat::$format as usize }>>(job)
+        };
+    }
+    // SAFETY: the caller's promise is the callee's; the format names how tiles are stored.
+    unsafe { for_format!(job.weights.format, with) }
+}
+
+/// # Safety
+/// As [`run`]'s; `S` is the job's format.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn run_format<S: Weights>(job: &mut Bf16Job<'_>) {
+    let num_groups = job.weights.num_groups;
+    let (widened, sums) = job.scratch.split_at_mut(job.tiles.len() * MAX_PART * BLOCK_BYTES);
+    let (results, sums) = sums.split_at_mut(SUMS_BYTES);
+    // SAFETY: the caller's promise.
+    let unit = unsafe { MatrixUnit::set_up() };
+    // Of nearly equal size.
+    let num_parts = (num_groups * S::BLOCKS).div_ceil(MAX_PART).max(1);
+    let part_groups = num_groups.div_ceil(num_parts).min((MAX_PART / S::BLOCKS).max(1));
+    for first in (0..num_groups).step_by(part_groups) {
+        let groups = first..num_groups.min(first + part_groups);
+        let num_blocks = groups.len() * S::BLOCKS;
+        let tile_bytes = num_blocks * BLOCK_BYTES;
+        for (index, tile) in job.tiles.clone().enumerate() {
+            let stored = job.weights.bytes[(tile * num_groups + groups.start) * S::GROUP_BYTES..].as_ptr();
+            // SAFETY: the caller's promise: the tile has these groups, and there is room for a part of each tile.
+            unsafe { widen::<S>(stored, groups.len(), widened[index * tile_bytes..].as_mut_ptr()) };
+        }
+        let (is_first, is_last) = (groups.start == 0, groups.end == num_groups);
+        let mut sums = sums.as_mut_ptr();
+        for tile in job.tiles.clone().step_by(PAIR) {
+            for row_tile in job.row_tiles.clone().step_by(PAIR) {
+                // Where fewer are left the last one stands in for the one that is missing, and is not stored again.
+                let pair = |at: usize, all: &Range<usize>| [at, (at + 1).min(all.end - 1)];
+                let row_bytes = job.rows.num_inputs() / BLOCK * BLOCK_BYTES;
+                let rows = pair(row_tile, &job.row_tiles).map(|row_tile| {
+                    job.rows.bytes()[row_tile * row_bytes + first * S::BLOCKS * BLOCK_BYTES..].as_ptr()
+                });
+                let weights =
+                    pair(tile, &job.tiles).map(|tile| widened[(tile - job.tiles.start) * tile_bytes..].as_ptr());
+                let num_rows = (job.rows.num_rows() - row_tile * ROW_TILE)
+                    .min(PAIR * ROW_TILE)
+                    .min((job.row_tiles.end - row_tile) * ROW_TILE);
+                let num_tiles = PAIR.min(job.tiles.end - tile);
+                let target = Target::new(&job.out, tile, num_tiles, row_tile * ROW_TILE);
+                if is_last {
+                    (0..num_rows).for_each(|row| target.prefetch::<Avx512Lanes, PAIR>(row));
+                }
+                let to = if is_last { results.as_mut_ptr() } else { sums };
+                // SAFETY: the caller's promise: these are the tiles' blocks, and there is room for the sums of all pairs.
+                unsafe {
+                    multiply(rows, weights, num_blocks, (if is_first { std::ptr::null() } else { sums }, to));
+                    if is_last {
+                        store(to, num_rows, num_tiles, &target);
+                    }
+                }
+                sums = sums.wrapping_add(SUMS_BYTES);
+            }
+        }
+    }
+    drop(unit);
+}
+
+/// Writes groups of a stored tile to `out` as the unit reads them: of each two inputs the 16 outputs' pairs.
+///
+/// # Safety
+/// `tile` points to so many groups of layout `S`; `out` has room for their blocks; the CPU has AVX-512F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn widen<S: Weights>(tile: *const u8, num_groups: usize, out: *mut u8) {
+    let num_bytes = num_groups * S::GROUP_BYTES;
+    // What comes next out of memory, mostly this tile's next part, does so while rows pass over this one.
+    for line in (0..num_bytes).step_by(64) {
+        Avx512Lanes::prefetch_far(tile.wrapping_add(num_bytes + line));
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut to = out;
+        for group in 0..num_groups {
+            let group = tile.add(group * S::GROUP_BYTES);
+            for block in 0..S::BLOCKS {
+                let mut open = S::open::<Avx512Lanes>(group, block);
+                for span in 0..S::SPANS {
+                    let factors = CodeFactors::new(S::factors::<Avx512Lanes>(group, block, span), S::HAS_MINIMA);
+                    for quad in span * QUADS / S::SPANS..(span + 1) * QUADS / S::SPANS {
+                        let [low, high] = factors.pairs(S::quad(&mut open, quad));
+                        _mm512_storeu_si512(to.cast(), low);
+                        _mm512_storeu_si512(to.add(PLANE_BYTES).cast(), high);
+                        to = to.add(2 * PLANE_BYTES);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the codes of a quad are worth, by output.
+struct CodeFactors {
+    /// By place in the quad: a code that is not moved to the low end of its 32 bits is worth as much less.
+    scales: [Avx512Lanes; 4],
+    /// Of a code of zero.
+    zero: Avx512Lanes,
+}
+
+impl CodeFactors {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn new((scale, minimum): (Avx512Lanes, Avx512Lanes), has_minima: bool) -> Self {
+        let times = |factor: f32| Avx512Lanes(_mm512_mul_ps(scale.0, _mm512_set1_ps(factor)));
+        // Codes have their zero at 128.
+        let zero = times(-128.0);
+        // SAFETY: the CPU has AVX-512F.
+        let zero = if has_minima { unsafe { zero.add(minimum) } } else { zero };
+        Self { scales: [scale, times(1.0 / 256.0), times(1.0 / 65536.0), scale], zero }
+    }
+
+    /// The values of the first two inputs of 16 outputs as pairs of bf16, and those of the other two.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn pairs(&self, codes: __m512i) -> [__m512i; 2] {
+        let places = [
+            _mm512_and_si512(codes, _mm512_set1_epi32(0xff)),
+            _mm512_and_si512(codes, _mm512_set1_epi32(0xff00)),
+            _mm512_and_si512(codes, _mm512_set1_epi32(0x00ff_0000)),
+            _mm512_srli_epi32::<24>(codes),
+        ];
+        // To nearest: half a unit of what is left is added before the rest is cut off.
+        let value = |place: usize| {
+            let value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(places[place]), self.scales[place].0, self.zero.0);
+            _mm512_add_epi32(_mm512_castps_si512(value), _mm512_set1_epi32(0x8000))
+        };
+        let pair = |first: usize| {
+            let high = _mm512_and_si512(value(first + 1), _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+            _mm512_or_si512(high, _mm512_srli_epi32::<16>(value(first)))
+        };
+        [pair(0), pair(2)]
+    }
+}
+
+/// Adds the products of two tiles of rows by two of weights over `num_blocks` to the sums at `from`, nothing if that is
+/// null, and stores them at `to`.
+///
+/// # Safety
+/// The unit is set up; tiles have so many blocks; sums are of [`SUMS_BYTES`].
+#[inline]
+unsafe fn multiply(rows: [*const u8; 2], weights: [*const u8; 2], num_blocks: usize, (from, to): (*const u8, *mut u8)) {
+    let line = PLANE_BYTES;
+    // SAFETY: the caller's promise. The compiler keeps nothing in the unit's registers.
+    unsafe {
+        if from.is_null() {
+            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+        } else {
+            asm!(
+                "tileloadd tmm0, [{from} + {line}]",
+                "tileloadd tmm1, [{from} + {line} + 1024]",
+                "tileloadd tmm2, [{from} + {line} + 2048]",
+                "tileloadd tmm3, [{from} + {line} + 3072]",
+                from = in(reg) from,
+                line = in(reg) line,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        asm!(
+            "2:",
+            "tileloadd tmm4, [{row} + {line}]",
+            "tileloadd tmm6, [{weight} + {line}]",
+            "tileloadd tmm7, [{other_weight} + {line}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{other_row} + {line}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {row}, {block}",
+            "add {other_row}, {block}",
+            "add {weight}, {block}",
+            "add {other_weight}, {block}",
+            "dec {num_blocks}",
+            "jnz 2b",
+            row = inout(reg) rows[0] => _,
+            other_row = inout(reg) rows[1] => _,
+            weight = inout(reg) weights[0] => _,
+            other_weight = inout(reg) weights[1] => _,
+            num_blocks = inout(reg) num_blocks => _,
+            line = in(reg) line,
+            block = const BLOCK_BYTES,
+            options(nostack, readonly)
+        );
+        asm!(
+            "tilestored [{to} + {line}], tmm0",
+            "tilestored [{to} + {line} + 1024], tmm1",
+            "tilestored [{to} + {line} + 2048], tmm2",
+            "tilestored [{to} + {line} + 3072], tmm3",
+            to = in(reg) to,
+            line = in(reg) line,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Moves sums of a pair to where they belong.
+///
+/// # Safety
+/// `sums` were stored by [`multiply`]; the target has so many rows and tiles; the CPU has AVX-512F.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn store(sums: *const u8, num_rows: usize, num_tiles: usize, target: &Target) {
+    for row in 0..num_rows {
+        for tile in 0..num_tiles {
+            let line = (row / ROW_TILE * PAIR + tile) * ROW_TILE + row % ROW_TILE;
+            // SAFETY: the caller's promise.
+            unsafe { target.store(row, tile, Avx512Lanes::load(sums.add(line * PLANE_BYTES).cast())) };
+        }
+    }
+}
+
+const _: () = assert!(BLOCK_BYTES == ROW_TILE * PLANE_BYTES && BLOCK_BYTES == BLOCK / 2 * PLANE_BYTES);
+const _: () = assert!(SUMS_BYTES == 4 * 1024);
