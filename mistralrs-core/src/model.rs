@@ -169,6 +169,7 @@ impl Model {
         }
         let admission = Arc::new(new_admission(config, num_blocks));
         let (shared, scheduler) = (Arc::clone(&admission), new_scheduler(config));
+        let scheduler = scheduler.keeping_generated_apart(loaded.model.computes_prompts_apart());
         let engine = Engine::new(loaded.model, kv, scheduler, shared, model_metrics.clone(), guesser)
             .with_pace(PrefillPace::new(config.max_decode_stall));
         let engine_ended = spawn_engine(engine, &admission)?;

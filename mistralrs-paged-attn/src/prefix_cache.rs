@@ -36,23 +36,33 @@ impl PrefixHash {
         Self(hasher.finalize().into())
     }
 
-    /// The hash of a full block of `tokens` that follows the block of this hash.
-    fn child(&self, tokens: &[u32]) -> Self {
+    /// The hash of a full block of `tokens` that follows the block of this hash; the first `num_prompt` are of the prompt.
+    fn child(&self, tokens: &[u32], num_prompt: usize) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.0);
         for token in tokens {
             hasher.update(&token.to_le_bytes());
+        }
+        // All blocks have as many tokens: what is longer is of another kind.
+        if num_prompt < tokens.len() {
+            hasher.update(&(num_prompt as u64).to_le_bytes());
         }
         Self(hasher.finalize().into())
     }
 }
 
 /// Appends to `hashes`, which cover the first blocks of `tokens`, those of the blocks that are full by now.
-/// A partly filled last block has no hash: its contents are not final.
-pub fn extend_hashes(hashes: &mut Vec<PrefixHash>, tokens: &[u32], block_size: usize, salt: &PrefixSalt) {
+/// A partly filled last block has no hash: its contents are not final. Blocks with tokens from `num_prompt` on, if those have other
+/// KV than a prompt's, are not the blocks of a prompt of the same tokens.
+pub fn extend_hashes(
+    hashes: &mut Vec<PrefixHash>,
+    (tokens, num_prompt): (&[u32], usize),
+    block_size: usize,
+    salt: &PrefixSalt,
+) {
     let mut parent = hashes.last().copied().unwrap_or_else(|| PrefixHash::root(salt));
-    for block in tokens.chunks_exact(block_size).skip(hashes.len()) {
-        parent = parent.child(block);
+    for (index, block) in tokens.chunks_exact(block_size).enumerate().skip(hashes.len()) {
+        parent = parent.child(block, num_prompt.saturating_sub(index * block_size));
         hashes.push(parent);
     }
 }
@@ -225,7 +235,7 @@ mod tests {
     fn salted(tokens: &[u32], adapter: &str, tenant: &str) -> Vec<PrefixHash> {
         let mut hashes = Vec::new();
         let salt = PrefixSalt { adapter: adapter.to_owned(), tenant: tenant.to_owned() };
-        extend_hashes(&mut hashes, tokens, 2, &salt);
+        extend_hashes(&mut hashes, (tokens, tokens.len()), 2, &salt);
         hashes
     }
 
@@ -247,12 +257,30 @@ mod tests {
     }
 
     #[test]
+    fn a_hash_tells_where_the_prompt_ends() {
+        let of = |num_prompt| {
+            let mut hashes = Vec::new();
+            extend_hashes(&mut hashes, (&[1, 2, 3, 4, 5, 6], num_prompt), 2, &PrefixSalt::default());
+            hashes
+        };
+        let prompt = hashes(&[1, 2, 3, 4, 5, 6]);
+        assert_eq!(of(usize::MAX), prompt);
+        for num_prompt in 0..6 {
+            let found = of(num_prompt);
+            let num_same = found.iter().zip(&prompt).take_while(|(found, prompt)| found == prompt).count();
+            assert_eq!(num_same, num_prompt / 2, "blocks of the prompt alone");
+            assert!(found[num_same..].iter().all(|hash| !prompt.contains(hash)));
+            assert!((0..num_prompt).all(|other| of(other)[num_prompt / 2] != found[num_prompt / 2]), "{num_prompt}");
+        }
+    }
+
+    #[test]
     fn only_full_blocks_are_hashed_and_growing_gives_the_same_hashes() {
         let whole = hashes(&[1, 2, 3, 4, 5]);
         assert_eq!(whole.len(), 2);
         let mut grown = Vec::new();
         for end in 0..=5 {
-            extend_hashes(&mut grown, &[1, 2, 3, 4, 5][..end], 2, &PrefixSalt::default());
+            extend_hashes(&mut grown, (&[1, 2, 3, 4, 5][..end], 5), 2, &PrefixSalt::default());
             assert_eq!(grown.len(), end / 2);
         }
         assert_eq!(grown, whole);

@@ -178,6 +178,11 @@ impl Linear {
         Self { weight, bias }
     }
 
+    /// See [`CausalLm::computes_prompts_apart`](crate::models::CausalLm::computes_prompts_apart).
+    pub fn computes_prompts_apart(&self) -> bool {
+        matches!(&*self.weight, WeightMatrix::Blocks(_)) && Bf16Rows::is_supported()
+    }
+
     /// `input` `[T, K]` f32 to `out` `[T, N]`; a row's result does not depend on the other rows.
     ///
     /// # Errors
@@ -207,6 +212,11 @@ impl FusedLinear {
     #[must_use]
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// See [`Linear::computes_prompts_apart`].
+    pub fn computes_prompts_apart(&self) -> bool {
+        self.parts.iter().any(Linear::computes_prompts_apart)
     }
 
     /// `input` `[T, K]` f32 to `out` `[T, N]`, N over all parts.

@@ -9,8 +9,8 @@ use mistralrs_quant::Precision;
 
 use crate::error::LoadError;
 use crate::layers::{
-    Attention, AttentionStep, Epilogue, Linear, Pass, Prologue, RmsNorm, RotaryEmbedding, SwiGluMlp, WeightMatrix,
-    copy_rows,
+    Attention, AttentionStep, Epilogue, FusedLinear, Linear, Pass, Prologue, RmsNorm, RotaryEmbedding, SwiGluMlp,
+    WeightMatrix, copy_rows,
 };
 use crate::loader::weights::{Part, Role, Weights};
 use crate::models::config::Presence;
@@ -160,9 +160,21 @@ impl DecoderLayer {
     }
 }
 
+impl DecoderLayer {
+    fn computes_prompts_apart(&self) -> bool {
+        let Self { attention, mlp } = self;
+        [&attention.query_key_value, &mlp.gate_up].into_iter().any(FusedLinear::computes_prompts_apart)
+            || [&attention.output, &mlp.down].into_iter().any(Linear::computes_prompts_apart)
+    }
+}
+
 impl CausalLm for Decoder {
     fn shape(&self) -> &ModelShape {
         &self.shape
+    }
+
+    fn computes_prompts_apart(&self) -> bool {
+        self.layers.iter().any(DecoderLayer::computes_prompts_apart)
     }
 
     fn forward(&mut self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput> {

@@ -70,6 +70,11 @@ pub trait CausalLm: Send {
     /// Its shape.
     fn shape(&self) -> &ModelShape;
 
+    /// Whether a prompt's tokens are computed in another precision than generated ones, so that the KV of equal tokens differs.
+    fn computes_prompts_apart(&self) -> bool {
+        false
+    }
+
     /// Runs the batch, writing its KV into `kv`. Rows that nobody asks for cost no head and no copy.
     fn forward(&mut self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput>;
 }

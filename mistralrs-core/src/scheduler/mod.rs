@@ -94,6 +94,8 @@ pub struct Scheduler {
     ranks: HashMap<SequenceId, Rank>,
     /// Of a step that decodes, in all.
     max_mixed_tokens: usize,
+    /// Whether prompts find no KV in the prefix cache that was computed of generated tokens.
+    keeps_generated_apart: bool,
 }
 
 impl Scheduler {
@@ -105,7 +107,14 @@ impl Scheduler {
             waiting: BTreeMap::new(),
             ranks: HashMap::new(),
             max_mixed_tokens: usize::MAX,
+            keeps_generated_apart: false,
         }
+    }
+
+    /// For a model whose KV of a token depends on whether it is a prompt's: no prompt adopts blocks of what was generated.
+    #[must_use]
+    pub fn keeping_generated_apart(self, keeps_generated_apart: bool) -> Self {
+        Self { keeps_generated_apart, ..self }
     }
 
     /// From now on steps that decode compute `max_tokens` at most, prompts included; at least one of a prompt.
@@ -144,9 +153,11 @@ impl Scheduler {
     }
 
     fn advance(&mut self, id: SequenceId, num_tokens: usize, blocks: &BlockManager) {
+        let keeps_generated_apart = self.keeps_generated_apart;
         let Some(sequence) = self.running_mut(id) else { return };
         sequence.num_computed += num_tokens;
-        publish_full_blocks(sequence, blocks);
+        let num_prompt = if keeps_generated_apart { sequence.num_prompt_tokens } else { usize::MAX };
+        publish_full_blocks(sequence, num_prompt, blocks);
     }
 
     /// Ends a sequence wherever it is; its blocks are free when this returns.
@@ -238,15 +249,15 @@ impl Scheduler {
 }
 
 /// Publishes blocks that became full, extending the hash chain over generated tokens. Without a prefix cache there
-/// are no hashes and nothing happens.
-fn publish_full_blocks(sequence: &mut Sequence, blocks: &BlockManager) {
+/// are no hashes and nothing happens. Tokens from `num_prompt` on have KV of their own kind.
+fn publish_full_blocks(sequence: &mut Sequence, num_prompt: usize, blocks: &BlockManager) {
     if sequence.prefix_sharing == PrefixSharing::Private {
         return;
     }
     let num_full = sequence.num_computed / blocks.block_size();
     if num_full > sequence.block_hashes.len() {
         let full = &sequence.token_ids[..num_full * blocks.block_size()];
-        blocks.extend_hashes(&mut sequence.block_hashes, full, &sequence.salt);
+        blocks.extend_hashes(&mut sequence.block_hashes, (full, num_prompt), &sequence.salt);
     }
     let num_full = num_full.min(sequence.block_hashes.len());
     for index in sequence.num_published..num_full {

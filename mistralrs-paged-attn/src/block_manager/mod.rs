@@ -158,17 +158,23 @@ impl BlockManager {
         Ok(())
     }
 
-    /// Chained hashes of the full blocks of `tokens`; no lock is taken, so callers do it off the engine thread.
+    /// Chained hashes of the full blocks of `tokens`, a prompt; no lock is taken, so callers do it off the engine thread.
     pub fn hash_blocks(&self, tokens: &[u32], salt: &PrefixSalt) -> Vec<PrefixHash> {
         let mut hashes = Vec::new();
-        self.extend_hashes(&mut hashes, tokens, salt);
+        self.extend_hashes(&mut hashes, (tokens, tokens.len()), salt);
         hashes
     }
 
-    /// Appends to `hashes` those of the blocks of `tokens` that have become full since: O(new blocks), lock-free.
-    pub fn extend_hashes(&self, hashes: &mut Vec<PrefixHash>, tokens: &[u32], salt: &PrefixSalt) {
+    /// Appends to `hashes` those of the blocks of `tokens` that have become full since: O(new blocks), lock-free. The
+    /// first `num_prompt` tokens have the KV of a prompt, those behind them perhaps another.
+    pub fn extend_hashes(
+        &self,
+        hashes: &mut Vec<PrefixHash>,
+        (tokens, num_prompt): (&[u32], usize),
+        salt: &PrefixSalt,
+    ) {
         if self.prefix_cache.is_some() {
-            prefix_cache::extend_hashes(hashes, tokens, self.block_size, salt);
+            prefix_cache::extend_hashes(hashes, (tokens, num_prompt), self.block_size, salt);
         }
     }
 

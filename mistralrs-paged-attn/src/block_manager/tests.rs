@@ -33,7 +33,7 @@ impl Sequence {
     }
 
     fn publish(&mut self, manager: &BlockManager) {
-        manager.extend_hashes(&mut self.hashes, &self.tokens, &PrefixSalt::default());
+        manager.extend_hashes(&mut self.hashes, (&self.tokens, usize::MAX), &PrefixSalt::default());
         let num_full = self.hashes.len().min(self.table.blocks().len());
         for index in self.num_published..num_full {
             manager.publish(&self.table, index, self.hashes[index]);

@@ -205,6 +205,23 @@ fn a_shared_prompt_is_computed_once() {
 }
 
 #[test]
+fn a_prompt_adopts_generated_tokens_only_if_their_kv_is_that_of_a_prompt() {
+    for (is_apart, num_cached) in [(false, 8), (true, 4)] {
+        let mut bench = Bench::new(16, WIDE);
+        bench.scheduler = Scheduler::new(WIDE).keeping_generated_apart(is_apart);
+        let first = bench.submit_prompt((0..5).collect());
+        bench.steps(5);
+        // Five of the prompt, and sevens; the newest has no KV yet.
+        let known = bench.scheduler.running_sequence(first).unwrap().token_ids.clone();
+        assert_eq!(known[4..], [4, 7, 7, 7, 7, 7]);
+        bench.finish(first);
+        bench.submit_prompt(known);
+        bench.step();
+        assert_eq!(bench.scheduler.running()[0].num_cached, num_cached, "apart: {is_apart}");
+    }
+}
+
+#[test]
 fn what_computes_each_token_neither_adopts_blocks_nor_leaves_any() {
     let mut bench = Bench::new(16, WIDE);
     let prompt: Vec<u32> = (0..9).collect();
