@@ -224,7 +224,15 @@ impl Engine {
             })
         };
         let chunks: Vec<_> = plan.chunks.iter().filter_map(packed).collect();
-        packing::pack(&chunks, self.admission.blocks.block_size())
+        let batch = packing::pack(&chunks, self.admission.blocks.block_size());
+        debug_assert_eq!(
+            batch.num_generated_rows,
+            (chunks.iter().filter(|chunk| !chunk.sequence.is_in_prompt()))
+                .map(|chunk| chunk.positions.len())
+                .sum::<usize>(),
+            "prompts stand last, and no chunk is of two kinds"
+        );
+        batch
     }
 
     /// Records the computed tokens, and sends what came of them: a token or several of each text, the vectors that are

@@ -21,7 +21,7 @@ pub(crate) struct PackedChunk<'a> {
     pub pooled: Range<usize>,
 }
 
-/// Lays `chunks` end to end, those of prompts behind all others.
+/// Lays `chunks` end to end. Those at the end that are of prompts alone are computed as prompts: callers put them there.
 pub(crate) fn pack(chunks: &[PackedChunk<'_>], block_size: usize) -> StepBatch {
     let max_blocks = chunks.iter().map(|chunk| chunk.blocks.len()).max().unwrap_or(0);
     let mut batch = StepBatch::default();

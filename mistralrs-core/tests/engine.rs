@@ -31,7 +31,7 @@ const BLOCK_SIZE: usize = 4;
 const CONTEXT: usize = 256;
 const HEAD_SIZE: usize = 2;
 
-/// Its KV is the token itself: keys say a token's position, values its id. Logits are a hash of everything that attention
+/// Its KV is the token itself: keys say a token's position, values its id and kind. Logits are a hash of everything that attention
 /// reads back through the block table, so that a wrong slot, a stale block, a block that was not copied or a mixed-up
 /// table changes the output.
 struct HashModel {
@@ -53,6 +53,8 @@ struct Faults {
     nan_next: AtomicBool,
     /// Milliseconds that each step takes.
     step_ms: AtomicUsize,
+    /// Whether a logit depends on which tokens were computed as a prompt's.
+    tells_kinds: AtomicBool,
 }
 
 impl Default for Faults {
@@ -64,6 +66,7 @@ impl Default for Faults {
             panic_token: AtomicU32::new(u32::MAX),
             nan_next: AtomicBool::new(false),
             step_ms: AtomicUsize::new(0),
+            tells_kinds: AtomicBool::new(false),
         }
     }
 }
@@ -71,6 +74,10 @@ impl Default for Faults {
 impl CausalLm for HashModel {
     fn shape(&self) -> &ModelShape {
         &self.shape
+    }
+
+    fn computes_prompts_apart(&self) -> bool {
+        true
     }
 
     fn forward(&mut self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput> {
@@ -88,7 +95,8 @@ impl CausalLm for HashModel {
             let position = batch.positions[token] as f32;
             [position, -position * position / 2.0]
         });
-        let values = pairs(&|token| [batch.token_ids[token] as f32, 0.0]);
+        let is_generated = |token| token < batch.num_generated_rows && self.faults.tells_kinds.load(Ordering::Relaxed);
+        let values = pairs(&|token| [batch.token_ids[token] as f32, f32::from(u8::from(is_generated(token)))]);
         kv.write(0, &keys, &values, &batch.ragged).unwrap();
         let mut logits = Vec::new();
         for &row in &batch.logit_rows {
@@ -139,7 +147,7 @@ fn read_back(kv: &KvCache, step: &RaggedBatch, sequence: usize) -> Vec<u64> {
     kv.plan(&mut plan, &batch, 1).unwrap();
     kv.attend(0, &queries, &plan, 1000.0, &read).unwrap();
     let read = read.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    read.chunks_exact(HEAD_SIZE).map(|value| value[0] as u64).collect()
+    read.chunks_exact(HEAD_SIZE).map(|value| value[0] as u64 + VOCAB_SIZE as u64 * value[1] as u64).collect()
 }
 
 /// Token `i` is the letter of code `b'0' + i`, the last one the end token.
@@ -297,11 +305,13 @@ fn mixed_requests() -> Vec<GenerateRequest> {
 
 async fn together_as_alone(num_blocks: usize, enable_prefix_cache: bool) -> Bench {
     let alone = start(1_000, EngineConfig { enable_prefix_cache: false, ..config() });
+    alone.faults.tells_kinds.store(true, Ordering::Relaxed);
     let mut expected = Vec::new();
     for request in mixed_requests() {
         expected.push(run(&alone, request).await);
     }
     let bench = start(num_blocks, EngineConfig { enable_prefix_cache, ..config() });
+    bench.faults.tells_kinds.store(true, Ordering::Relaxed);
     let mut streams = Vec::new();
     for request in mixed_requests() {
         streams.push(tokio::spawn(collect(bench.model.generate(request).await.unwrap())));
@@ -311,6 +321,23 @@ async fn together_as_alone(num_blocks: usize, enable_prefix_cache: bool) -> Benc
     }
     settle(&bench).await;
     bench
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_that_was_an_answer_gives_what_it_gives_to_an_empty_cache() {
+    let bench = start(1_000, config());
+    bench.faults.tells_kinds.store(true, Ordering::Relaxed);
+    let conversation = |bench: Bench| async move {
+        let first = run(&bench, request(&[7; 21], 30)).await[0].0.clone();
+        let prompt: Vec<u32> =
+            [7; 21].into_iter().chain(first.bytes().map(|letter| u32::from(letter - b'0'))).collect();
+        (run(&bench, request(&prompt, 10)).await, prompt, bench)
+    };
+    let (warm, prompt, bench) = conversation(bench).await;
+    assert!(counter(&bench, "mistralrs_prefix_cache_hits_total") > 0, "the first prompt is still there");
+    let cold = start(1_000, config());
+    cold.faults.tells_kinds.store(true, Ordering::Relaxed);
+    assert_eq!(run(&cold, request(&prompt, 10)).await, warm);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,7 @@
 
 use crate::format::BLOCK;
 use crate::kernels::{self, Level};
-use crate::source::{Source, with_row_buffer};
+use crate::source::{MIN_PARALLEL_ELEMENTS, Source, with_row_buffer};
 use crate::threads::{SendPointer, Threads};
 
 /// Rows that lie together: two times six, what kernels take at once. They are interleaved, block by block, so that one
@@ -22,9 +22,6 @@ const MAX_QUANT: f32 = 127.0;
 
 /// Blocks that reach no further count as zero: their scale's reciprocal would overflow.
 const MIN_REACH: f32 = 1e-30;
-
-/// Below this many elements one thread quantizes: waking others costs more than it saves.
-const MIN_PARALLEL_ELEMENTS: usize = 16 * 1024;
 
 /// How many inputs share a scale in the matrices to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

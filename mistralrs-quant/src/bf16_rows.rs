@@ -1,7 +1,6 @@
 //! Activations as bf16, as the CPU's matrix unit multiplies them.
 //!
-//! Half the bytes of f32 and, unlike 8 bits, no scale of its own for every 32: a chain of sums runs through all inputs. A value
-//! is off by at most a 512th of itself. A row's values depend on nothing but that row.
+//! Half the bytes of f32 and, unlike 8 bits, no scale of its own for every 32: the unit adds up all inputs. A value is off by at most a 512th of itself. A row's values depend on nothing but that row.
 
 use std::ops::Range;
 
@@ -43,6 +42,8 @@ impl Bf16Rows {
         let tile_bytes = num_inputs / BLOCK * BLOCK_BYTES;
         let num_bytes = num_rows.div_ceil(ROW_TILE) * tile_bytes;
         if size_of_val(self.lines.as_slice()) < num_bytes {
+            // Before there is more.
+            self.lines = Vec::new();
             self.lines = storage::zeroed_lines(num_bytes);
         }
         let level = Level::detected();
@@ -71,6 +72,7 @@ impl Bf16Rows {
         self.num_inputs
     }
 
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by kernels of x86-64"))]
     pub(crate) fn bytes(&self) -> &[u8] {
         storage::line_bytes(&self.lines)
     }

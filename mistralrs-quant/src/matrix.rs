@@ -36,8 +36,8 @@ fn second_level_cache_bytes() -> Option<usize> {
 /// fit a second-level cache of 2 MB, which all CPUs with the matrix unit have, beside a part of 512 rows and all their sums.
 const MAX_BF16_TILES: usize = 16;
 
-/// Units that a small matrix is cut into, so that all threads have some.
-const MIN_BF16_UNITS: usize = 6;
+/// Units of such a product for each thread, at least: they are not equally fast.
+const BF16_UNITS_PER_THREAD: usize = 3;
 
 /// Tiles of such rows in a unit of work.
 const BF16_ROW_TILES: usize = 512 / ROW_TILE;
@@ -328,9 +328,10 @@ impl BlockMatrix {
         assert!(Bf16Rows::is_supported(), "no matrix unit for rows of bf16");
         let out = Output::new(out, self.num_outputs);
         let (num_tiles, num_row_tiles) = (self.num_outputs.div_ceil(TILE), rows.num_rows().div_ceil(ROW_TILE));
-        let run_tiles = num_tiles.div_ceil(MIN_BF16_UNITS).next_multiple_of(2).min(MAX_BF16_TILES);
-        let num_runs = num_tiles.div_ceil(run_tiles);
         let num_chunks = num_row_tiles.div_ceil(BF16_ROW_TILES);
+        let min_runs = (BF16_UNITS_PER_THREAD * threads.count()).div_ceil(num_chunks);
+        let run_tiles = num_tiles.div_ceil(min_runs).next_multiple_of(2).min(MAX_BF16_TILES);
+        let num_runs = num_tiles.div_ceil(run_tiles);
         threads.run(num_chunks * num_runs, &|units| {
             for unit in units {
                 let (chunk, run) = (unit / num_runs, unit % num_runs);

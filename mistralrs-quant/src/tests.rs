@@ -20,6 +20,10 @@ const MAX_ERROR: f64 = 1e-6;
 struct Scoped(usize);
 
 impl Threads for Scoped {
+    fn count(&self) -> usize {
+        self.0
+    }
+
     fn run(&self, num_units: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
         let size = num_units.div_ceil(self.0).max(1);
         std::thread::scope(|scope| {

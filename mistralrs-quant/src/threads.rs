@@ -4,6 +4,9 @@ use std::ops::Range;
 
 /// A pool of threads. Results never depend on it.
 pub trait Threads: Sync {
+    /// How many there are; what is worth cutting into as many units.
+    fn count(&self) -> usize;
+
     /// Calls `work` with ranges that together are `0..num_units`, each unit once, and returns when all are done.
     fn run(&self, num_units: usize, work: &(dyn Fn(Range<usize>) + Sync));
 }
@@ -13,6 +16,10 @@ pub trait Threads: Sync {
 pub struct CallingThread;
 
 impl Threads for CallingThread {
+    fn count(&self) -> usize {
+        1
+    }
+
     fn run(&self, num_units: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
         if num_units > 0 {
             work(0..num_units);

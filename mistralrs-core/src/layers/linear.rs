@@ -287,9 +287,9 @@ impl InplaceOp2 for Projections<'_> {
         let Inputs { quantized, bf16, floats } = &mut *inputs;
         let num_quantized = if Bf16Rows::is_supported() { self.pass.num_generated_rows } else { input.num_rows };
         if let Some(spans) = self.spans() {
-            let (first, others) = source.split_at(num_quantized.min(input.num_rows), num_inputs);
-            quantized.fill(first, RowShape { num_inputs, spans, precision: self.precision }, &Pool);
-            bf16.fill(others, num_inputs, &Pool);
+            let (generated, prompts) = source.split_at(num_quantized.min(input.num_rows), num_inputs);
+            quantized.fill(generated, RowShape { num_inputs, spans, precision: self.precision }, &Pool);
+            bf16.fill(prompts, num_inputs, &Pool);
         }
         let floats = match source {
             _ if !self.has_floats() => &[][..],
@@ -309,9 +309,9 @@ impl InplaceOp2 for Projections<'_> {
             match &*part.weight {
                 WeightMatrix::Floats(matrix) => matrix.matmul(floats, columns, &Pool),
                 WeightMatrix::Blocks(matrix) => {
-                    let (first, others) = columns.split_at(quantized.num_rows());
-                    matrix.matmul(quantized, first, &Pool);
-                    matrix.matmul_bf16(bf16, others, &Pool);
+                    let (generated, prompts) = columns.split_at(quantized.num_rows());
+                    matrix.matmul(quantized, generated, &Pool);
+                    matrix.matmul_bf16(bf16, prompts, &Pool);
                 }
             }
             first += part.weight.num_outputs();

@@ -16,6 +16,10 @@ const MIN_PARALLEL_ELEMENTS: usize = 16 * 1024;
 pub(super) struct Pool;
 
 impl Threads for Pool {
+    fn count(&self) -> usize {
+        barrier_pool().n_workers() + 1
+    }
+
     fn run(&self, num_units: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
         barrier_pool().execute_chunked(num_units, work);
     }

@@ -201,7 +201,8 @@ impl DraftModel {
         Some(num_computed..num_tokens.min(num_computed + budget))
     }
 
-    /// One forward pass over all `runs`, and a guess for each that reaches its end.
+    /// One forward pass over all `runs`, and a guess for each that reaches its end. A run over the end of a prompt counts as
+    /// generated, and so do those before it: a guess may depend on that, an answer never does.
     fn forward(&mut self, runs: &mut [Run<'_>]) -> Result<()> {
         let started_at = Instant::now();
         let chunks: Vec<_> = runs

@@ -210,7 +210,11 @@ fn text_of(generations: &mut HashMap<SequenceId, Generation>, id: SequenceId) ->
     generations.get_mut(&id).and_then(Generation::text_mut)
 }
 
-/// The last token of an answer is sampled, never guessed.
+/// The last token of an answer is sampled, never guessed; nor is what follows a prompt whose last token is still to be computed,
+/// which is one of another kind.
 fn max_guesses(text: &Continuation, sequence: &Sequence, max_draft_tokens: usize) -> usize {
+    if sequence.is_in_prompt() {
+        return 0;
+    }
     text.max_new_tokens.saturating_sub(sequence.num_output_tokens() + 1).min(max_draft_tokens)
 }

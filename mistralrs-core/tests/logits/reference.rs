@@ -7,7 +7,7 @@ use candle_core::quantized::GgmlDType;
 use safetensors::SafeTensors;
 
 use crate::requantize::requantize;
-use crate::runner::{Runner, fixture};
+use crate::runner::{Chunk, Runner, fixture};
 
 /// Agreement asked of float weights: the largest difference of a logit, as a part of the logits' range.
 const MAX_LOGIT_ERROR: f32 = 1e-3;
@@ -91,15 +91,19 @@ impl Reference {
         }
     }
 
-    /// Fails if rounding activations moves our distributions over a text further than llama.cpp's own: `rounded` against
-    /// the same weights in F32.
+    /// Fails if rounding activations moves our distributions over a text further than llama.cpp's own, be it a prompt or
+    /// generated: `rounded` against the same weights in F32.
     pub fn check_rounding(&self, rounded: &mut Runner, widened: &mut Runner) {
         let text = &self.ids["text"];
-        let rows = rounded.logits(text).into_iter().zip(widened.logits(text));
-        let divergence = rows.map(|(ours, exact)| divergence(&exact, &ours)).sum::<f64>() / text.len() as f64;
-        let theirs = self.rounding_divergence.unwrap();
-        println!("{}: rounding moves us by {divergence:.2e}, llama.cpp by {theirs:.2e}", self.name);
-        assert!(divergence <= MAX_ROUNDING * theirs, "{}: {divergence:.2e}, not {theirs:.2e}", self.name);
+        let exact = widened.logits(text);
+        let generated = rounded.mixed_step(&[Chunk { sequence: 0, num_computed: 0, tokens: text }], &[]);
+        for (kind, ours) in [("a prompt", rounded.logits(text)), ("generated", generated)] {
+            let divergences = exact.iter().zip(&ours).map(|(exact, ours)| divergence(exact, ours));
+            let divergence = divergences.sum::<f64>() / text.len() as f64;
+            let theirs = self.rounding_divergence.unwrap();
+            println!("{}, {kind}: rounding moves us by {divergence:.2e}, llama.cpp by {theirs:.2e}", self.name);
+            assert!(divergence <= MAX_ROUNDING * theirs, "{}, {kind}: {divergence:.2e}, not {theirs:.2e}", self.name);
+        }
     }
 
     /// Fails if our distributions over a text are further from llama.cpp's than rounding explains: weights are read otherwise.
@@ -128,7 +132,7 @@ fn divergence_of_top(ours: &[f32], ids: &[u32], log_probs: &[f32]) -> f64 {
 
 /// Fails unless the quantized file at `path` computes what the references called `name` say.
 ///
-/// We and llama.cpp both round activations to 8 bits beside quantized weights, each in its own way. So what is compared is
+/// We and llama.cpp both round activations beside quantized weights, each in its own way. So what is compared is
 /// the same weights widened to F32, exactly, and how far rounding moves each of us from that.
 pub fn check_quantized(path: &Path, name: &str) {
     let directory = tempfile::tempdir().unwrap();

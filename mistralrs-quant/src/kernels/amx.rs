@@ -1,8 +1,10 @@
 //! Products of bf16 by the CPU's matrix unit (AMX): an instruction multiplies 16 rows of 32 inputs by 16 outputs.
 //!
 //! Weights are widened to bf16 a part of the inputs at a time, for as many tiles as a unit of work has. A part stays in
-//! the second-level cache while all rows of the unit pass over it, and their sums wait for the next one. A sum is one
-//! chain of f32 over the inputs, in order, whatever the parts, the other rows or the unit of work.
+//! the second-level cache while all rows of the unit pass over it, and their sums wait for the next one. Of each block of 32
+//! inputs the unit sums the even and the odd ones in f32, adds both, and adds that to what the blocks before gave. Parts are whole
+//! blocks, so a sum has the same bits whatever the parts, the other rows or the unit of work. Source: Intel 64 and IA-32
+//! Architectures Software Developer's Manual, TDPBF16PS.
 //!
 //! Registers of the unit, by number: 0 to 3 hold the sums of two tiles of rows with two tiles of outputs, 4 and 5 the
 //! rows, 6 and 7 the weights.
@@ -22,7 +24,7 @@ use super::product::Target;
 use super::weights::{Stored, Weights, for_format};
 use crate::bf16_rows::{BLOCK_BYTES, ROW_TILE};
 use crate::format::{BLOCK, BlockFormat};
-use crate::kernels::Bf16Job;
+use crate::kernels::{Bf16Job, Level};
 use crate::tile::{PLANE_BYTES, QUADS, TILE};
 
 /// Blocks of inputs in a part, at most: two tiles of weights and two of rows, 20 KiB each, share the first-level cache.
@@ -40,11 +42,12 @@ pub(super) fn is_available() -> bool {
     *IS_AVAILABLE.get_or_init(|| has_unit() && may_use_unit())
 }
 
-/// AMX-TILE and AMX-BF16. Source: Intel 64 and IA-32 Architectures Software Developer's Manual, CPUID leaf 7.
+/// AMX-TILE and AMX-BF16, and what [`Avx512Lanes`] needs. Source: the same, CPUID leaf 7.
 fn has_unit() -> bool {
     const TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
-    let has_avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
-    has_avx512 && __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILE_AND_BF16 == TILE_AND_BF16
+    Level::detected() == Level::Avx512
+        && __cpuid(0).eax >= 7
+        && __cpuid_count(7, 0).edx & TILE_AND_BF16 == TILE_AND_BF16
 }
 
 /// Asks the system, which keeps 8 KiB more for every thread that uses the unit. Source: Linux, x86/xstate.rst.
@@ -117,8 +120,9 @@ pub(super) unsafe fn run(job: &mut Bf16Job<'_>) {
 
 /// # Safety
 /// As [`run`]'s; `S` is the job's format.
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn run_format<S: Weights>(job: &mut Bf16Job<'_>) {
+    const { assert!(S::BLOCKS <= MAX_PART, "a group is not cut") };
     let num_groups = job.weights.num_groups;
     let (widened, sums) = job.scratch.split_at_mut(job.tiles.len() * MAX_PART * BLOCK_BYTES);
     let (results, sums) = sums.split_at_mut(SUMS_BYTES);
@@ -126,7 +130,7 @@ unsafe fn run_format<S: Weights>(job: &mut Bf16Job<'_>) {
     let unit = unsafe { MatrixUnit::set_up() };
     // Of nearly equal size.
     let num_parts = (num_groups * S::BLOCKS).div_ceil(MAX_PART).max(1);
-    let part_groups = num_groups.div_ceil(num_parts).min((MAX_PART / S::BLOCKS).max(1));
+    let part_groups = num_groups.div_ceil(num_parts).min(MAX_PART / S::BLOCKS);
     for first in (0..num_groups).step_by(part_groups) {
         let groups = first..num_groups.min(first + part_groups);
         let num_blocks = groups.len() * S::BLOCKS;
@@ -174,8 +178,8 @@ unsafe fn run_format<S: Weights>(job: &mut Bf16Job<'_>) {
 /// Writes groups of a stored tile to `out` as the unit reads them: of each two inputs the 16 outputs' pairs.
 ///
 /// # Safety
-/// `tile` points to so many groups of layout `S`; `out` has room for their blocks; the CPU has AVX-512F and BW.
-#[target_feature(enable = "avx512f,avx512bw")]
+/// `tile` points to so many groups of layout `S`; `out` has room for their blocks; the CPU has AVX-512F, BW and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn widen<S: Weights>(tile: *const u8, num_groups: usize, out: *mut u8) {
     let num_bytes = num_groups * S::GROUP_BYTES;
     // What comes next out of memory, mostly this tile's next part, does so while rows pass over this one.
@@ -213,7 +217,7 @@ struct CodeFactors {
 
 impl CodeFactors {
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     fn new((scale, minimum): (Avx512Lanes, Avx512Lanes), has_minima: bool) -> Self {
         let times = |factor: f32| Avx512Lanes(_mm512_mul_ps(scale.0, _mm512_set1_ps(factor)));
         // Codes have their zero at 128.
@@ -225,7 +229,7 @@ impl CodeFactors {
 
     /// The values of the first two inputs of 16 outputs as pairs of bf16, and those of the other two.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     fn pairs(&self, codes: __m512i) -> [__m512i; 2] {
         let places = [
             _mm512_and_si512(codes, _mm512_set1_epi32(0xff)),
@@ -253,23 +257,21 @@ impl CodeFactors {
 /// The unit is set up; tiles have so many blocks; sums are of [`SUMS_BYTES`].
 #[inline]
 unsafe fn multiply(rows: [*const u8; 2], weights: [*const u8; 2], num_blocks: usize, (from, to): (*const u8, *mut u8)) {
-    let line = PLANE_BYTES;
-    // SAFETY: the caller's promise. The compiler keeps nothing in the unit's registers.
+    // SAFETY: the caller's promise.
     unsafe {
-        if from.is_null() {
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
-        } else {
-            asm!(
-                "tileloadd tmm0, [{from} + {line}]",
-                "tileloadd tmm1, [{from} + {line} + 1024]",
-                "tileloadd tmm2, [{from} + {line} + 2048]",
-                "tileloadd tmm3, [{from} + {line} + 3072]",
-                from = in(reg) from,
-                line = in(reg) line,
-                options(nostack, preserves_flags, readonly)
-            );
-        }
         asm!(
+            "test {from}, {from}",
+            "jz 3f",
+            "tileloadd tmm0, [{from} + {line}]",
+            "tileloadd tmm1, [{from} + {line} + 1024]",
+            "tileloadd tmm2, [{from} + {line} + 2048]",
+            "tileloadd tmm3, [{from} + {line} + 3072]",
+            "jmp 2f",
+            "3:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
             "2:",
             "tileloadd tmm4, [{row} + {line}]",
             "tileloadd tmm6, [{weight} + {line}]",
@@ -285,23 +287,28 @@ unsafe fn multiply(rows: [*const u8; 2], weights: [*const u8; 2], num_blocks: us
             "add {other_weight}, {block}",
             "dec {num_blocks}",
             "jnz 2b",
+            "tilestored [{to} + {line}], tmm0",
+            "tilestored [{to} + {line} + 1024], tmm1",
+            "tilestored [{to} + {line} + 2048], tmm2",
+            "tilestored [{to} + {line} + 3072], tmm3",
+            from = in(reg) from,
+            to = in(reg) to,
             row = inout(reg) rows[0] => _,
             other_row = inout(reg) rows[1] => _,
             weight = inout(reg) weights[0] => _,
             other_weight = inout(reg) weights[1] => _,
             num_blocks = inout(reg) num_blocks => _,
-            line = in(reg) line,
+            line = in(reg) PLANE_BYTES,
             block = const BLOCK_BYTES,
-            options(nostack, readonly)
-        );
-        asm!(
-            "tilestored [{to} + {line}], tmm0",
-            "tilestored [{to} + {line} + 1024], tmm1",
-            "tilestored [{to} + {line} + 2048], tmm2",
-            "tilestored [{to} + {line} + 3072], tmm3",
-            to = in(reg) to,
-            line = in(reg) line,
-            options(nostack, preserves_flags)
+            out("tmm0") _,
+            out("tmm1") _,
+            out("tmm2") _,
+            out("tmm3") _,
+            out("tmm4") _,
+            out("tmm5") _,
+            out("tmm6") _,
+            out("tmm7") _,
+            options(nostack)
         );
     }
 }
@@ -311,7 +318,7 @@ unsafe fn multiply(rows: [*const u8; 2], weights: [*const u8; 2], num_blocks: us
 /// # Safety
 /// `sums` were stored by [`multiply`]; the target has so many rows and tiles; the CPU has AVX-512F.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn store(sums: *const u8, num_rows: usize, num_tiles: usize, target: &Target) {
     for row in 0..num_rows {
         for tile in 0..num_tiles {

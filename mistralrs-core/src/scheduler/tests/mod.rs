@@ -75,6 +75,7 @@ impl Bench {
     /// Schedules and computes one step, appending a token wherever one is due.
     fn step(&mut self) -> StepPlan {
         let plan = self.scheduler.schedule(&self.blocks);
+        self.check_kinds(&plan);
         for chunk in &plan.chunks {
             self.scheduler.complete(chunk, &self.blocks);
             if chunk.is_last {
@@ -84,6 +85,17 @@ impl Bench {
         }
         self.scheduler.check_invariants(&self.blocks);
         plan
+    }
+
+    /// No chunk is of a prompt and of generated tokens, and prompts stand last.
+    fn check_kinds(&self, plan: &StepPlan) {
+        let is_prompt = |chunk: &ScheduledChunk| {
+            let sequence = self.scheduler.running_sequence(chunk.id).expect("planned sequences run");
+            let end = sequence.num_computed + chunk.num_scheduled;
+            assert!(!sequence.is_in_prompt() || end <= sequence.num_prompt_tokens, "{chunk:?} is of two kinds");
+            sequence.is_in_prompt()
+        };
+        assert!(plan.chunks.is_sorted_by_key(is_prompt), "{:?}", plan.chunks);
     }
 
     /// The next steps as text.

@@ -23,6 +23,7 @@ fn a_hundred_thousand_random_operations_keep_every_invariant_and_leak_nothing() 
         let num_blocks = rng.random_range(MAX_TOKENS / BLOCK_SIZE..40);
         let blocks = BlockManager::new(num_blocks, BLOCK_SIZE, rng.random_bool(0.7));
         let mut bench = Bench::over(blocks, config);
+        bench.scheduler = Scheduler::new(config).keeping_generated_apart(rng.random_bool(0.5));
         for _ in 0..2_000 {
             operate(&mut bench, &mut rng, &mut seen);
         }
