@@ -81,6 +81,17 @@ fn random_values(len: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
     (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
+/// One block in four is 10^`magnitude` times as large as the others.
+fn uneven_values(len: usize, magnitude: i32, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let mut values = random_values(len, rng);
+    for block in values.chunks_exact_mut(BLOCK).step_by(4) {
+        for value in block {
+            *value *= 10f32.powi(magnitude);
+        }
+    }
+    values
+}
+
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
@@ -434,13 +445,7 @@ proptest! {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let num_inputs = num_blocks * format.block_len();
         let weights = random_rows(format, (num_outputs, num_inputs), &mut rng, any_half);
-        let mut activations = random_values(num_rows * num_inputs, &mut rng);
-        // One block in four is far from the others.
-        for block in activations.chunks_exact_mut(BLOCK).step_by(4) {
-            for value in block {
-                *value *= 10f32.powi(magnitude);
-            }
-        }
+        let activations = uneven_values(num_rows * num_inputs, magnitude, &mut rng);
         check_product(format, num_inputs, &weights, &activations);
     }
 }
@@ -594,12 +599,7 @@ proptest! {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             let num_inputs = num_blocks * format.block_len();
             let weights = random_rows(format, (num_outputs, num_inputs), &mut rng, any_half);
-            let mut activations = random_values(num_rows * num_inputs, &mut rng);
-            for block in activations.chunks_exact_mut(BLOCK).step_by(4) {
-                for value in block {
-                    *value *= 10f32.powi(magnitude);
-                }
-            }
+            let activations = uneven_values(num_rows * num_inputs, magnitude, &mut rng);
             check_bf16_product(format, num_inputs, &weights, &activations);
         }
     }
