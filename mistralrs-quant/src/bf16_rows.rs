@@ -1,6 +1,7 @@
 //! Activations as bf16, as the CPU's matrix unit multiplies them.
 //!
-//! Half the bytes of f32 and, unlike 8 bits, no scale of its own for every 32: the unit adds up all inputs. A value is off by at most a 512th of itself. A row's values depend on nothing but that row.
+//! Half the bytes of f32 and, unlike 8 bits, no scale of its own for every 32: the unit adds up all inputs. A value is off
+//! by at most a 512th of itself. A row's values depend on nothing but that row.
 
 use std::ops::Range;
 
