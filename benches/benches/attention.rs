@@ -40,6 +40,7 @@ impl Load {
     fn batch(self) -> RaggedBatch {
         let max_blocks = self.context_len.div_ceil(BLOCK_SIZE);
         let mut batch = RaggedBatch { query_offsets: vec![0], max_blocks, ..RaggedBatch::default() };
+        batch.num_generated_sequences = if self.num_queries == 1 { self.num_sequences } else { 0 };
         for sequence in 0..self.num_sequences {
             let block = |index: usize| (index * self.num_sequences + sequence) as u32;
             let slot =
@@ -84,12 +85,18 @@ fn bench_attend(criterion: &mut Criterion, group: &str, heads: Heads, load: Load
     let query = random(load.num_sequences * load.num_queries, num_heads, head_size);
     let output = query.zeros_like().expect("there is memory");
     let (batch, mut plan) = (load.batch(), AttentionPlan::default());
-    cache.plan(&mut plan, &batch, num_heads).expect("the batch is valid");
     let mut group = criterion.benchmark_group(group);
     group.throughput(load.throughput(heads));
-    group.bench_function(BenchmarkId::new("attend", load.name(heads)), |bencher| {
-        bencher.iter(|| cache.attend(0, &query, &plan, 0.125, &output).expect("the plan is valid"));
-    });
+    // By the CPU's matrix unit, if it has one; generated tokens are the same in both.
+    let ways =
+        if load.num_queries == 1 { &[("attend", false)][..] } else { &[("attend", false), ("attend, apart", true)] };
+    for &(name, computes_prompts_apart) in ways {
+        plan = AttentionPlan::default().computing_prompts_apart(computes_prompts_apart);
+        cache.plan(&mut plan, &batch, num_heads).expect("the batch is valid");
+        group.bench_function(BenchmarkId::new(name, load.name(heads)), |bencher| {
+            bencher.iter(|| cache.attend(0, &query, &plan, 0.125, &output).expect("the plan is valid"));
+        });
+    }
     group.bench_function(BenchmarkId::new("plan", load.name(heads)), |bencher| {
         bencher.iter(|| cache.plan(&mut plan, &batch, num_heads).expect("the batch is valid"));
     });
@@ -108,7 +115,9 @@ fn decode(criterion: &mut Criterion) {
 
 fn prefill(criterion: &mut Criterion) {
     for heads in [SMOLLM2_135M, LLAMA_1B] {
-        bench_attend(criterion, "prefill", heads, Load { num_sequences: 1, context_len: 512, num_queries: 512 });
+        for (context_len, num_queries) in [(512, 512), (4096, 512), (4096, 16)] {
+            bench_attend(criterion, "prefill", heads, Load { num_sequences: 1, context_len, num_queries });
+        }
     }
 }
 

@@ -100,12 +100,12 @@ impl WeightFiles for MadeUpWeights {
 
 /// `num_tokens` of each of `num_sequences`, after `num_computed` that have KV.
 fn batch(num_sequences: usize, num_computed: usize, num_tokens: usize) -> StepBatch {
+    let mut batch = StepBatch::default();
+    batch.ragged.max_blocks = BLOCKS_PER_SEQUENCE;
     // One token of each is what it generated last.
-    let num_generated_rows = if num_tokens == 1 { num_sequences } else { 0 };
-    let mut batch = StepBatch { num_generated_rows, ..StepBatch::default() };
-    let RaggedBatch { query_offsets, context_lens, slot_mapping, block_tables, max_blocks } = &mut batch.ragged;
+    batch.ragged.num_generated_sequences = if num_tokens == 1 { num_sequences } else { 0 };
+    let RaggedBatch { query_offsets, context_lens, slot_mapping, block_tables, .. } = &mut batch.ragged;
     query_offsets.push(0);
-    *max_blocks = BLOCKS_PER_SEQUENCE;
     for sequence in 0..num_sequences {
         let first_block = (sequence * BLOCKS_PER_SEQUENCE) as u32;
         let positions = num_computed as u32..(num_computed + num_tokens) as u32;

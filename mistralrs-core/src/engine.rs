@@ -226,7 +226,7 @@ impl Engine {
         let chunks: Vec<_> = plan.chunks.iter().filter_map(packed).collect();
         let batch = packing::pack(&chunks, self.admission.blocks.block_size());
         debug_assert_eq!(
-            batch.num_generated_rows,
+            batch.ragged.num_generated_tokens(),
             (chunks.iter().filter(|chunk| !chunk.sequence.is_in_prompt()))
                 .map(|chunk| chunk.positions.len())
                 .sum::<usize>(),

@@ -43,7 +43,7 @@ pub(crate) fn pack(chunks: &[PackedChunk<'_>], block_size: usize) -> StepBatch {
         batch.hidden_rows.extend(pooled.clone().map(|position| num_tokens - (positions.end - position) as u32));
     }
     let in_prompts = chunks.iter().rev().take_while(|chunk| chunk.positions.end <= chunk.sequence.num_prompt_tokens);
-    batch.num_generated_rows = batch.token_ids.len() - in_prompts.map(|chunk| chunk.positions.len()).sum::<usize>();
+    batch.ragged.num_generated_sequences = chunks.len() - in_prompts.count();
     batch
 }
 
@@ -55,13 +55,7 @@ pub(crate) fn single_token(block: BlockId, block_size: usize) -> StepBatch {
         slot_mapping: vec![block.0 * block_size as u32],
         block_tables: vec![block.0],
         max_blocks: 1,
+        num_generated_sequences: 1,
     };
-    StepBatch {
-        token_ids: vec![0],
-        positions: vec![0],
-        num_generated_rows: 1,
-        ragged,
-        logit_rows: vec![0],
-        hidden_rows: Vec::new(),
-    }
+    StepBatch { token_ids: vec![0], positions: vec![0], ragged, logit_rows: vec![0], hidden_rows: Vec::new() }
 }

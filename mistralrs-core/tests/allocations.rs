@@ -48,8 +48,12 @@ fn load(fixture: &str) -> (Box<dyn CausalLm>, KvCache) {
 /// Tokens `first..first + len` of all sequences, with logits after the last of each.
 fn batch(first: usize, len: usize) -> StepBatch {
     let mut batch = StepBatch {
-        num_generated_rows: if len == 1 { NUM_SEQUENCES } else { 0 },
-        ragged: RaggedBatch { query_offsets: vec![0], max_blocks: BLOCKS_PER_SEQUENCE, ..RaggedBatch::default() },
+        ragged: RaggedBatch {
+            query_offsets: vec![0],
+            max_blocks: BLOCKS_PER_SEQUENCE,
+            num_generated_sequences: if len == 1 { NUM_SEQUENCES } else { 0 },
+            ..RaggedBatch::default()
+        },
         ..StepBatch::default()
     };
     for sequence in 0..NUM_SEQUENCES {

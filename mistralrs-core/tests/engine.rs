@@ -95,7 +95,8 @@ impl CausalLm for HashModel {
             let position = batch.positions[token] as f32;
             [position, -position * position / 2.0]
         });
-        let is_generated = |token| token < batch.num_generated_rows && self.faults.tells_kinds.load(Ordering::Relaxed);
+        let is_generated =
+            |token| token < batch.ragged.num_generated_tokens() && self.faults.tells_kinds.load(Ordering::Relaxed);
         let values = pairs(&|token| [batch.token_ids[token] as f32, f32::from(u8::from(is_generated(token)))]);
         kv.write(0, &keys, &values, &batch.ragged).unwrap();
         let mut logits = Vec::new();
@@ -140,6 +141,7 @@ fn read_back(kv: &KvCache, step: &RaggedBatch, sequence: usize) -> Vec<u64> {
         slot_mapping: (0..num_tokens).map(slot).collect(),
         block_tables: block_table.to_vec(),
         max_blocks: step.max_blocks,
+        num_generated_sequences: 0,
     };
     let queries: Vec<f32> = (0..num_tokens).flat_map(|position| [position as f32, 1.0]).collect();
     let queries = Tensor::from_vec(queries, (num_tokens, HEAD_SIZE), &Device::Cpu).unwrap();

@@ -319,6 +319,7 @@ mod tests {
             slot_mapping: vec![2, 3, 0],
             block_tables: vec![1, 0],
             max_blocks: 2,
+            num_generated_sequences: 0,
         }
     }
 

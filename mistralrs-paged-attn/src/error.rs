@@ -97,6 +97,14 @@ pub enum BatchError {
         /// By `slot_mapping`.
         num_tokens: usize,
     },
+    /// More sequences are said to have generated tokens than there are.
+    #[error("{num_generated} of {num_sequences} sequences have generated tokens")]
+    Generated {
+        /// As the batch says.
+        num_generated: usize,
+        /// By `context_lens`.
+        num_sequences: usize,
+    },
     /// `block_tables` is not `max_blocks` columns for each sequence.
     #[error("{num_entries} block table entries are not {max_blocks} for each of {num_sequences} sequences")]
     BlockTables {

@@ -29,7 +29,7 @@ pub struct Bf16Rows {
 impl Bf16Rows {
     /// Whether this CPU multiplies them, and the system lets it.
     pub fn is_supported() -> bool {
-        kernels::has_matrix_unit()
+        kernels::matrix_unit::is_available()
     }
 
     /// Rounds `source` `[T, K]`. Nothing is allocated if as much was rounded before.

@@ -56,6 +56,7 @@ impl Decoder {
             intermediate_size: config.intermediate_size,
             vocab_size: config.vocab_size,
             windows: windows_of(&layers),
+            computes_prompts_apart: computes_prompts_apart(&layers),
         };
         Ok(Self {
             shape: config.shape(),
@@ -77,7 +78,7 @@ impl Decoder {
         for plan in plans.iter_mut() {
             kv.plan(plan, &batch.ragged, first.attention.heads.num_heads).map_err(Error::wrap)?;
         }
-        let pass = Pass { scratch, num_generated_rows: batch.num_generated_rows };
+        let pass = Pass { scratch, num_generated_rows: batch.ragged.num_generated_tokens() };
         let (buffers, batch) = (&views.attention, &batch.ragged);
         let mut step = AttentionStep { buffers, angles, batch, plans, kv, pass };
         for layer in &self.layers {
@@ -119,6 +120,11 @@ fn windows_of(layers: &[DecoderLayer]) -> Vec<Option<NonZeroUsize>> {
     windows.sort_unstable();
     windows.dedup();
     windows
+}
+
+/// See [`CausalLm::computes_prompts_apart`].
+fn computes_prompts_apart(layers: &[DecoderLayer]) -> bool {
+    layers.iter().any(DecoderLayer::computes_prompts_apart)
 }
 
 impl DecoderLayer {
@@ -174,7 +180,7 @@ impl CausalLm for Decoder {
     }
 
     fn computes_prompts_apart(&self) -> bool {
-        self.layers.iter().any(DecoderLayer::computes_prompts_apart)
+        computes_prompts_apart(&self.layers)
     }
 
     fn forward(&mut self, batch: &StepBatch, kv: &mut KvCache) -> candle_core::Result<StepOutput> {

@@ -28,10 +28,7 @@ pub struct StepBatch {
     pub token_ids: Vec<u32>,
     /// `[T]` position of each token in its sequence.
     pub positions: Vec<u32>,
-    /// Of T, the first rows that are tokens which a model generated; the others are tokens of prompts, which may be
-    /// computed in another precision: a token's own, whatever else is in the batch.
-    pub num_generated_rows: usize,
-    /// Where the tokens read and write KV.
+    /// Where the tokens read and write KV, and which were generated.
     pub ragged: RaggedBatch,
     /// `[L]` rows of T whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,

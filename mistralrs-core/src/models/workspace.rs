@@ -21,6 +21,14 @@ pub struct WorkspaceShape {
     pub vocab_size: usize,
     /// What attention layers see, each once: the last tokens, or all.
     pub windows: Vec<Option<NonZeroUsize>>,
+    /// See [`CausalLm::computes_prompts_apart`](super::CausalLm::computes_prompts_apart).
+    pub computes_prompts_apart: bool,
+}
+
+impl WorkspaceShape {
+    fn plan(&self, window: Option<NonZeroUsize>) -> AttentionPlan {
+        AttentionPlan::with_window(window).computing_prompts_apart(self.computes_prompts_apart)
+    }
 }
 
 /// See the module.
@@ -83,7 +91,7 @@ impl Workspace {
     pub fn new(shape: WorkspaceShape, angles: RotaryAngles) -> Result<Self> {
         let WorkspaceShape { hidden_size, heads, intermediate_size, vocab_size, .. } = shape;
         Ok(Self {
-            plans: shape.windows.iter().copied().map(AttentionPlan::with_window).collect(),
+            plans: shape.windows.iter().map(|window| shape.plan(*window)).collect(),
             shape,
             is_suspect: false,
             hidden: Buffer::new(hidden_size)?,
@@ -173,7 +181,14 @@ mod tests {
 
     fn workspace() -> Workspace {
         let heads = HeadCounts { num_heads: 2, num_kv_heads: 1, head_size: 4 };
-        let shape = WorkspaceShape { hidden_size: 8, heads, intermediate_size: 8, vocab_size: 5, windows: vec![None] };
+        let shape = WorkspaceShape {
+            hidden_size: 8,
+            heads,
+            intermediate_size: 8,
+            vocab_size: 5,
+            windows: vec![None],
+            computes_prompts_apart: false,
+        };
         let rotary =
             RotaryConfig { theta: 1e4, size: 4, pairing: RotaryPairing::HalfSplit, scaling: RotaryScaling::None };
         Workspace::new(shape, RotaryEmbedding::new(&rotary).unwrap().angles()).unwrap()

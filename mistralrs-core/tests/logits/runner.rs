@@ -63,8 +63,7 @@ impl Runner {
 
     /// Logits after every token of the chunks, in their order: tokens that were generated, then some of prompts.
     pub fn mixed_step(&mut self, generated: &[Chunk<'_>], prompts: &[Chunk<'_>]) -> Vec<Vec<f32>> {
-        let num_generated_rows = generated.iter().map(|chunk| chunk.tokens.len()).sum();
-        self.forward(generated.iter().chain(prompts), num_generated_rows, 0)
+        self.forward(generated.iter().chain(prompts), generated.len(), 0)
     }
 
     /// Logits after the tokens of `chunks`, all of prompts, without the first `num_skipped` of them all.
@@ -75,7 +74,7 @@ impl Runner {
     fn forward<'a>(
         &mut self,
         chunks: impl IntoIterator<Item = &'a Chunk<'a>>,
-        num_generated_rows: usize,
+        num_generated: usize,
         num_skipped: usize,
     ) -> Vec<Vec<f32>> {
         let mut batch = StepBatch::default();
@@ -84,7 +83,7 @@ impl Runner {
         for chunk in chunks {
             add(&mut batch, chunk);
         }
-        batch.num_generated_rows = num_generated_rows;
+        batch.ragged.num_generated_sequences = num_generated;
         batch.logit_rows = (num_skipped as u32..batch.token_ids.len() as u32).collect();
         self.model.forward(&batch, &mut self.kv).unwrap().logits.to_vec2().unwrap()
     }

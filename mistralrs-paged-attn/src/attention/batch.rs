@@ -17,6 +17,9 @@ pub struct RaggedBatch {
     pub block_tables: Vec<u32>,
     /// Columns of `block_tables`.
     pub max_blocks: usize,
+    /// Of S, the first sequences, whose tokens are ones that a model generated; the others' are tokens of prompts, which may be
+    /// computed in another way: a token's own, whatever else is in the batch.
+    pub num_generated_sequences: usize,
 }
 
 impl RaggedBatch {
@@ -28,6 +31,11 @@ impl RaggedBatch {
     /// Tokens computed this step, T.
     pub fn num_tokens(&self) -> usize {
         self.slot_mapping.len()
+    }
+
+    /// Of T, the first ones that were generated.
+    pub fn num_generated_tokens(&self) -> usize {
+        self.query_offsets.get(self.num_generated_sequences).map_or(0, |offset| *offset as usize)
     }
 
     /// The tokens of `sequence` in the batch.
@@ -81,6 +89,9 @@ impl RaggedBatch {
         if !rises {
             return Err(BatchError::QueryOffsets { num_sequences, num_tokens });
         }
+        if self.num_generated_sequences > num_sequences {
+            return Err(BatchError::Generated { num_generated: self.num_generated_sequences, num_sequences });
+        }
         if num_sequences.checked_mul(self.max_blocks) != Some(self.block_tables.len()) {
             let (num_entries, max_blocks) = (self.block_tables.len(), self.max_blocks);
             return Err(BatchError::BlockTables { num_entries, max_blocks, num_sequences });
@@ -124,6 +135,7 @@ mod tests {
             slot_mapping: vec![6, 7, 0, 3],
             block_tables: vec![3, 0, 1, 0],
             max_blocks: 2,
+            num_generated_sequences: 1,
         }
     }
 
@@ -137,7 +149,7 @@ mod tests {
     fn a_consistent_batch_is_accepted() {
         batch().validate(4, 2).unwrap();
         RaggedBatch::default().validate(0, 16).unwrap();
-        assert_eq!(batch().queries(1), 3..4);
+        assert_eq!((batch().queries(1), batch().num_generated_tokens()), (3..4, 3));
         assert_eq!(batch().block_table(1), [1, 0]);
     }
 
@@ -148,6 +160,7 @@ mod tests {
         check(|batch| batch.query_offsets = vec![0, 3, 5], offsets);
         check(|batch| batch.query_offsets = vec![1, 3, 4], offsets);
         check(|batch| batch.query_offsets = vec![], offsets);
+        check(|batch| batch.num_generated_sequences = 3, "3 of 2 sequences have generated tokens");
         check(|batch| batch.max_blocks = 3, "4 block table entries are not 3 for each of 2 sequences");
         check(|batch| batch.context_lens[0] = 2, "sequence 0 reads 2 tokens, computes 3, and its table holds 4");
         check(|batch| batch.context_lens[1] = 5, "sequence 1 reads 5 tokens, computes 1, and its table holds 4");

@@ -6,18 +6,22 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use super::RaggedBatch;
-use super::scratch::Workspace;
+use super::scratch::{MaxRows, Workspace};
 use crate::KvLayout;
 use crate::cpu_storage::PoolGeometry;
-use crate::kernels::GROUPS_PER_TILE;
+use crate::kernels::{GROUPS_PER_TILE, UNIT_ROWS, has_matrix_unit};
 
 /// KV tiles per span: 256 tokens, where merging (one pass over a row's output) is below 2 % of the work, and a context
 /// of 512 still keeps two threads busy with one KV head.
 pub(super) const TILES_PER_SPAN: usize = 4;
 /// Query rows per unit: queries and outputs of 48 rows of 64 stay in 48 KiB of L1 beside a KV tile.
 const MAX_ROWS_PER_TILE: usize = 48;
+/// The same where the CPU's matrix unit computes them, which has to have each KV tile made ready for it.
+const MAX_UNIT_ROWS_PER_TILE: usize = 12 * UNIT_ROWS;
 /// What reading a KV tile from memory costs, in rows computed over it.
 const READ_COST: usize = 4;
+/// Rows that the matrix unit computes in the time of one.
+const UNIT_SPEED: usize = 3;
 /// Units that each thread should find, so that the last to finish does not keep the others waiting for long.
 const UNITS_PER_THREAD: usize = 4;
 /// Rows over a span below which one thread does it all: a few microseconds, less than a parked thread takes to wake.
@@ -40,6 +44,8 @@ pub(super) struct QueryTile {
     pub(super) first_visible: usize,
     /// Query heads per KV head.
     pub(super) group_size: usize,
+    /// Whether the CPU's matrix unit computes its rows.
+    pub(super) is_by_unit: bool,
     /// Of KV, from the first that the first query sees to the last that the last one does.
     pub(super) kv_tiles: Range<usize>,
     /// If several units share the tile: where their rows per span begin.
@@ -47,9 +53,10 @@ pub(super) struct QueryTile {
 }
 
 impl QueryTile {
-    /// Rows of each KV head.
+    /// Rows of each KV head, those that fill up the matrix unit's last ones included.
     pub(super) fn rows_per_head(&self) -> usize {
-        self.queries.len() * self.group_size
+        let num_rows = self.queries.len() * self.group_size;
+        if self.is_by_unit { num_rows.next_multiple_of(UNIT_ROWS) } else { num_rows }
     }
 
     pub(super) fn num_rows(&self) -> usize {
@@ -67,7 +74,7 @@ impl QueryTile {
     }
 
     fn head_cost(&self) -> usize {
-        self.rows_per_head() + READ_COST
+        READ_COST + if self.is_by_unit { self.rows_per_head() / UNIT_SPEED } else { self.rows_per_head() }
     }
 
     fn span_cost(&self) -> usize {
@@ -103,6 +110,8 @@ pub struct AttentionPlan {
     num_tokens: usize,
     /// See [`Self::with_window`].
     window: Option<NonZeroUsize>,
+    /// See [`Self::computing_prompts_apart`].
+    computes_prompts_apart: bool,
     /// Of all sequences, as far as they are read.
     pub(super) blocks: Vec<u32>,
     pub(super) tiles: Vec<QueryTile>,
@@ -122,6 +131,13 @@ impl AttentionPlan {
     /// For layers whose tokens see the last `window` tokens only, themselves included; all, where there is none.
     pub fn with_window(window: Option<NonZeroUsize>) -> Self {
         Self { window, ..Self::default() }
+    }
+
+    /// Whether tokens of prompts may be computed in another way than generated ones: by the CPU's matrix unit, where it has
+    /// one and heads are multiples of 64. No less exactly, but a token's bits are another's then.
+    #[must_use]
+    pub fn computing_prompts_apart(self, computes_prompts_apart: bool) -> Self {
+        Self { computes_prompts_apart, ..self }
     }
 
     /// Tokens of the step, T.
@@ -167,15 +183,24 @@ impl AttentionPlan {
             let num_blocks = batch.context_len(sequence).div_ceil(geometry.block_size);
             self.blocks.extend_from_slice(&batch.block_table(sequence)[..num_blocks]);
         }
-        let cutter =
-            Cutter { geometry: *geometry, group_size: num_heads / geometry.num_kv_heads, window: self.max_visible() };
+        let cutter = Cutter {
+            geometry: *geometry,
+            group_size: num_heads / geometry.num_kv_heads,
+            window: self.max_visible(),
+            num_generated: if self.computes_prompts_apart && has_matrix_unit(geometry.head_size) {
+                batch.num_generated_sequences
+            } else {
+                batch.num_sequences()
+            },
+        };
         let whole_tiles = || cutter.query_tiles(batch);
         let cost: usize = whole_tiles().map(|tile| tile.spans().len() * tile.span_cost()).sum();
         self.num_threads = if cost < MIN_SHARED_COST { 1 } else { num_threads };
         let num_shares = self.num_threads * UNITS_PER_THREAD;
         let share = if self.num_threads > 1 { (cost / num_shares).max(1) } else { usize::MAX };
         for tile in whole_tiles() {
-            let max_heads = (MAX_ROWS_PER_TILE / tile.rows_per_head()).min(share / tile.head_cost()).max(1);
+            let max_heads =
+                (max_rows_per_tile(tile.is_by_unit) / tile.rows_per_head()).min(share / tile.head_cost()).max(1);
             // Of nearly equal size: eight heads, five at most, are four and four.
             let heads_per_tile = tile.kv_heads.len().div_ceil(tile.kv_heads.len().div_ceil(max_heads));
             for first_head in tile.kv_heads.clone().step_by(heads_per_tile) {
@@ -210,12 +235,20 @@ impl AttentionPlan {
 
     /// Whichever thread gets whichever unit, it finds room: attention itself never allocates.
     fn grow_workspace(&mut self) {
-        let max_rows = self.tiles.iter().map(QueryTile::num_rows).max().unwrap_or(0);
+        let max_rows = |is_by_unit| {
+            let tiles = self.tiles.iter().filter(|tile| tile.is_by_unit == is_by_unit);
+            tiles.map(QueryTile::num_rows).max().unwrap_or(0)
+        };
+        let max_rows = MaxRows { by_unit: max_rows(true), others: max_rows(false) };
         let workspace = self.workspace.get_mut();
         workspace.grow_scratches(&self.geometry, self.num_threads, max_rows);
         workspace.grow_partials(&self.geometry, self.num_partials);
         workspace.output_claims.reserve(self.num_tokens * self.geometry.num_kv_heads);
     }
+}
+
+fn max_rows_per_tile(is_by_unit: bool) -> usize {
+    if is_by_unit { MAX_UNIT_ROWS_PER_TILE } else { MAX_ROWS_PER_TILE }
 }
 
 /// What makes query tiles of a batch.
@@ -224,15 +257,18 @@ struct Cutter {
     group_size: usize,
     /// Tokens that a token sees.
     window: usize,
+    /// Sequences whose queries are not for the matrix unit, the first ones.
+    num_generated: usize,
 }
 
 impl Cutter {
     /// All sequences' queries in pieces, each with all KV heads.
     fn query_tiles(&self, batch: &RaggedBatch) -> impl Iterator<Item = QueryTile> {
-        let queries_per_tile = (MAX_ROWS_PER_TILE / self.group_size).max(1);
         let mut next_block = 0;
         (0..batch.num_sequences()).flat_map(move |sequence| {
             let (all_queries, context_len) = (batch.queries(sequence), batch.context_len(sequence));
+            let is_by_unit = sequence >= self.num_generated;
+            let queries_per_tile = (max_rows_per_tile(is_by_unit) / self.group_size).max(1);
             let first_block = next_block;
             next_block += context_len.div_ceil(self.geometry.block_size);
             all_queries.clone().step_by(queries_per_tile).map(move |start| {
@@ -246,6 +282,7 @@ impl Cutter {
                     first_visible,
                     queries,
                     group_size: self.group_size,
+                    is_by_unit,
                     kv_tiles: self.kv_tiles(first_visible, last_visible),
                     first_partial: None,
                 }

@@ -5,7 +5,10 @@ use std::ops::Range;
 use super::Step;
 use super::plan::{QueryTile, TILES_PER_SPAN};
 use crate::cpu_storage::PoolGeometry;
-use crate::kernels::{ClaimedChunks, Claims, GROUPS_PER_TILE, KvElement, LANES, LOWEST, Rows, padded};
+use crate::kernels::{
+    ClaimedChunks, Claims, GROUPS_PER_TILE, KvElement, LANES, LOWEST, Line, Rows, UnitOperands, attend_tile_by_unit,
+    kv_lines, line_floats, line_floats_mut, padded, query_lines, split_query,
+};
 
 /// All buffers of one call, kept from call to call.
 #[derive(Debug, Default)]
@@ -19,14 +22,22 @@ pub(super) struct Workspace {
     pub(super) output_claims: Claims,
 }
 
+/// Rows of the largest query tile.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MaxRows {
+    /// Of those that the CPU's matrix unit computes.
+    pub(super) by_unit: usize,
+    pub(super) others: usize,
+}
+
 impl Workspace {
-    /// A scratch of `num_rows` rows for each thread.
-    pub(super) fn grow_scratches(&mut self, geometry: &PoolGeometry, num_threads: usize, num_rows: usize) {
+    /// A scratch for `max_rows` for each thread.
+    pub(super) fn grow_scratches(&mut self, geometry: &PoolGeometry, num_threads: usize, max_rows: MaxRows) {
         if self.scratches.len() < num_threads {
             self.scratches.resize_with(num_threads, Scratch::default);
         }
         self.scratch_claims.reserve(self.scratches.len());
-        self.scratches.iter_mut().for_each(|scratch| scratch.grow(geometry, num_rows));
+        self.scratches.iter_mut().for_each(|scratch| scratch.grow(geometry, max_rows));
     }
 
     pub(super) fn grow_partials(&mut self, geometry: &PoolGeometry, num_partials: usize) {
@@ -48,29 +59,34 @@ pub(super) fn partial_len(geometry: &PoolGeometry) -> usize {
 pub(super) struct Scratch {
     geometry: PoolGeometry,
     query: Vec<f32>,
+    /// The same for the CPU's matrix unit, and the KV that it passes over.
+    unit_query: Vec<Line>,
+    unit_kv: Vec<Line>,
     /// Of one KV head's rows: the others' are the same.
     num_visible: Vec<usize>,
     /// The current span: `[rows]`, `[rows, LANES]`, `[rows, padded D]`.
     max: Vec<f32>,
     sums: Vec<f32>,
-    output: Vec<f32>,
+    output: Vec<Line>,
     /// All spans so far, by row as in [`partial_len`].
     merged: Vec<f32>,
     num_merged: usize,
-    /// A row on its way to `merged`.
-    partial: Vec<f32>,
 }
 
 impl Scratch {
-    fn grow(&mut self, geometry: &PoolGeometry, num_rows: usize) {
+    fn grow(&mut self, geometry: &PoolGeometry, max_rows: MaxRows) {
         self.geometry = *geometry;
+        let num_rows = max_rows.by_unit.max(max_rows.others);
+        if max_rows.by_unit > 0 {
+            reserve(&mut self.unit_query, query_lines(max_rows.by_unit, geometry.head_size));
+            self.unit_kv.resize(kv_lines(geometry.head_size), Line::ZERO);
+        }
         reserve(&mut self.query, num_rows * geometry.head_size);
         reserve(&mut self.num_visible, num_rows);
         reserve(&mut self.max, num_rows);
         reserve(&mut self.sums, num_rows * LANES);
-        reserve(&mut self.output, num_rows * padded(geometry.head_size));
+        reserve(&mut self.output, num_rows * padded(geometry.head_size) / LANES);
         reserve(&mut self.merged, num_rows * partial_len(geometry));
-        reserve(&mut self.partial, partial_len(geometry));
     }
 
     /// Takes the queries of `tile`, scaled so that weights are powers of two.
@@ -80,13 +96,22 @@ impl Scratch {
         self.query.clear();
         for kv_head in tile.kv_heads.clone() {
             for token in tile.queries.clone() {
-                let group = &step.query.query.row(token)[kv_head * group_len..][..group_len];
-                self.query.extend(group.iter().map(|element| element * scale));
+                self.query.extend_from_slice(&step.query.query.row(token)[kv_head * group_len..][..group_len]);
             }
+            // Rows that fill up the matrix unit's.
+            self.query
+                .resize((kv_head + 1 - tile.kv_heads.start) * tile.rows_per_head() * self.geometry.head_size, 0.0);
         }
         self.num_visible.clear();
         for num_visible in tile.first_visible..=tile.last_visible() {
             self.num_visible.extend(std::iter::repeat_n(num_visible, tile.group_size));
+        }
+        self.num_visible.resize(tile.rows_per_head(), tile.last_visible());
+        if tile.is_by_unit {
+            self.unit_query.resize(query_lines(tile.num_rows(), self.geometry.head_size), Line::ZERO);
+            split_query(&self.query, (self.geometry.head_size, scale), &mut self.unit_query);
+        } else {
+            self.query.iter_mut().for_each(|element| *element *= scale);
         }
         self.merged.resize(tile.num_rows() * partial_len(&self.geometry), 0.0);
         self.num_merged = 0;
@@ -96,7 +121,7 @@ impl Scratch {
     pub(super) fn attend_span<E: KvElement>(&mut self, step: &Step<'_, E>, tile: &QueryTile, span: usize) {
         refill(&mut self.max, tile.num_rows(), LOWEST);
         refill(&mut self.sums, tile.num_rows() * LANES, 0.0);
-        refill(&mut self.output, tile.num_rows() * padded(self.geometry.head_size), 0.0);
+        refill(&mut self.output, tile.num_rows() * padded(self.geometry.head_size) / LANES, Line::ZERO);
         let (first, end) = (span * TILES_PER_SPAN, (span + 1) * TILES_PER_SPAN);
         for kv_tile in first.max(tile.kv_tiles.start)..end.min(tile.kv_tiles.end) {
             for (index, kv_head) in tile.kv_heads.clone().enumerate() {
@@ -106,50 +131,59 @@ impl Scratch {
                 };
                 let current = step.kv_tile(tile, kv_head, kv_tile * GROUPS_PER_TILE);
                 let ahead = step.kv_tile(tile, next_head, next_tile * GROUPS_PER_TILE);
-                step.storage.isa().attend_tile(&current, &ahead, &mut self.head_rows(index, step.window));
+                let (mut rows, mut operands) = self.head_rows(index, step.window);
+                if tile.is_by_unit {
+                    attend_tile_by_unit(&current, &ahead, &mut rows, &mut operands);
+                } else {
+                    step.storage.isa().attend_tile(&current, &ahead, &mut rows);
+                }
             }
         }
     }
 
-    /// Rows of the tile's KV head `index`.
-    fn head_rows(&mut self, index: usize, window: usize) -> Rows<'_> {
+    /// Rows of the tile's KV head `index`, and what the matrix unit reads in their place if it computes them.
+    fn head_rows(&mut self, index: usize, window: usize) -> (Rows<'_>, UnitOperands<'_>) {
         let (num_rows, head_size) = (self.num_visible.len(), self.geometry.head_size);
         let rows = |row_len: usize| index * num_rows * row_len..(index + 1) * num_rows * row_len;
-        Rows {
+        let operands = UnitOperands {
+            query: self.unit_query.get(rows(query_lines(1, head_size))).unwrap_or_default(),
+            kv: &mut self.unit_kv,
+        };
+        let rows = Rows {
             head_size,
             query: &self.query[rows(head_size)],
             num_visible: &self.num_visible,
             window,
             max: &mut self.max[rows(1)],
             sums: &mut self.sums[rows(LANES)],
-            output: &mut self.output[rows(padded(head_size))],
-        }
+            output: &mut line_floats_mut(&mut self.output)[rows(padded(head_size))],
+        };
+        (rows, operands)
     }
 
     /// Adds the current span to what was merged before.
     pub(super) fn merge_span(&mut self) {
-        let len = partial_len(&self.geometry);
-        let mut partial = std::mem::take(&mut self.partial);
-        partial.resize(len, 0.0);
-        for row in 0..self.max.len() {
-            self.copy_span_row(row, &mut partial);
-            merge(row_of_mut(&mut self.merged, row, len), self.num_merged, &partial);
+        let mut merged = std::mem::take(&mut self.merged);
+        for (row, merged) in merged.chunks_exact_mut(partial_len(&self.geometry)).enumerate() {
+            self.span_row(row).merge_into(merged, self.num_merged);
         }
-        self.partial = partial;
+        self.merged = merged;
         self.num_merged += 1;
     }
 
     /// Leaves the current span for [`Self::merge_partials`], rows from chunk `first` on.
     pub(super) fn store_span(&self, partials: &ClaimedChunks<'_, f32>, first: usize) {
         for row in 0..self.max.len() {
-            self.copy_span_row(row, partials.take(first + row));
+            self.span_row(row).merge_into(partials.take(first + row), 0);
         }
     }
 
-    fn copy_span_row(&self, row: usize, partial: &mut [f32]) {
-        partial[0] = self.max[row];
-        partial[1] = row_of(&self.sums, row, LANES).iter().sum();
-        partial[2..].copy_from_slice(row_of(&self.output, row, padded(self.geometry.head_size)));
+    fn span_row(&self, row: usize) -> SpanRow<'_> {
+        SpanRow {
+            max: self.max[row],
+            sum: sum_of_lanes(row_of(&self.sums, row, LANES)),
+            output: row_of(line_floats(&self.output), row, padded(self.geometry.head_size)),
+        }
     }
 
     /// What [`Self::merge_span`] would have made of the spans in turn, for one KV head.
@@ -159,21 +193,26 @@ impl Scratch {
         self.merged.resize(num_rows * len, 0.0);
         for span in 0..tile.spans().len() {
             for row in 0..num_rows {
-                let partial = row_of(partials, first + span * tile.num_rows() + row, len);
-                merge(row_of_mut(&mut self.merged, row, len), span, partial);
+                let [max, sum, output @ ..] = row_of(partials, first + span * tile.num_rows() + row, len) else {
+                    unreachable!("a row has a maximum and a sum")
+                };
+                let span_row = SpanRow { max: *max, sum: *sum, output };
+                span_row.merge_into(&mut self.merged[row * len..][..len], span);
             }
         }
     }
 
     /// Divides by the sums and hands out the rows, which are those of `kv_heads`.
     pub(super) fn finish(&self, tile: &QueryTile, kv_heads: Range<usize>, outputs: &ClaimedChunks<'_, f32>) {
-        let mut rows = self.merged.chunks_exact(partial_len(&self.geometry));
-        for kv_head in kv_heads {
+        let len = partial_len(&self.geometry);
+        for (kv_head, rows) in kv_heads.zip(self.merged.chunks_exact(tile.rows_per_head() * len)) {
+            let mut rows = rows.chunks_exact(len);
             for token in tile.queries.clone() {
                 let heads = outputs.take(token * self.geometry.num_kv_heads + kv_head);
                 for (head, row) in heads.chunks_exact_mut(self.geometry.head_size).zip(&mut rows) {
+                    let factor = 1.0 / row[1];
                     for (to, from) in head.iter_mut().zip(&row[2..]) {
-                        *to = from / row[1];
+                        *to = from * factor;
                     }
                 }
             }
@@ -186,7 +225,7 @@ fn reserve<T>(buffer: &mut Vec<T>, len: usize) {
     buffer.reserve(len.saturating_sub(buffer.len()));
 }
 
-fn refill(buffer: &mut Vec<f32>, len: usize, value: f32) {
+fn refill<T: Copy>(buffer: &mut Vec<T>, len: usize, value: T) {
     buffer.clear();
     buffer.resize(len, value);
 }
@@ -195,22 +234,37 @@ fn row_of(rows: &[f32], row: usize, row_len: usize) -> &[f32] {
     &rows[row * row_len..][..row_len]
 }
 
-fn row_of_mut(rows: &mut [f32], row: usize, row_len: usize) -> &mut [f32] {
-    &mut rows[row * row_len..][..row_len]
+/// By halves, in one order for all.
+fn sum_of_lanes(lanes: &[f32]) -> f32 {
+    let mut sums: [f32; LANES] = lanes.try_into().expect("a row of sums has a lane for each");
+    for half in [LANES / 2, LANES / 4, LANES / 8, LANES / 16] {
+        (0..half).for_each(|lane| sums[lane] += sums[lane + half]);
+    }
+    sums[0]
 }
 
-/// Merges a span's row into `merged`, which holds `num_merged` spans before it. The same operations in the same order
-/// wherever the spans were computed; a span of which the row sees nothing changes no bit.
-fn merge(merged: &mut [f32], num_merged: usize, partial: &[f32]) {
-    if num_merged == 0 {
-        merged.copy_from_slice(partial);
-        return;
-    }
-    let new_max = merged[0].max(partial[0]);
-    let (of_earlier, of_span) = ((merged[0] - new_max).exp2(), (partial[0] - new_max).exp2());
-    merged[0] = new_max;
-    // Sum and output alike.
-    for (merged, partial) in merged[1..].iter_mut().zip(&partial[1..]) {
-        *merged = *merged * of_earlier + *partial * of_span;
+/// A row's softmax over a span.
+struct SpanRow<'a> {
+    max: f32,
+    sum: f32,
+    output: &'a [f32],
+}
+
+impl SpanRow<'_> {
+    /// Merges the row into `merged`, of [`partial_len`], which holds `num_merged` spans before it. The same operations in the same
+    /// order wherever the spans were computed; a span of which the row sees nothing changes no bit.
+    fn merge_into(&self, merged: &mut [f32], num_merged: usize) {
+        let [max, sum, output @ ..] = merged else { unreachable!("a row has a maximum and a sum") };
+        if num_merged == 0 {
+            (*max, *sum) = (self.max, self.sum);
+            output.copy_from_slice(self.output);
+            return;
+        }
+        let new_max = max.max(self.max);
+        let (of_earlier, of_span) = ((*max - new_max).exp2(), (self.max - new_max).exp2());
+        (*max, *sum) = (new_max, *sum * of_earlier + self.sum * of_span);
+        for (merged, span) in output.iter_mut().zip(self.output) {
+            *merged = *merged * of_earlier + *span * of_span;
+        }
     }
 }

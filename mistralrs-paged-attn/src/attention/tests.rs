@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::cache::{KvRows, KvStorage};
-use crate::kernels::{Isa, Q8};
+use crate::kernels::{Isa, Q8, has_matrix_unit};
 use crate::reference::ReferenceCache;
 use crate::rows::StridedRows;
 use crate::{BlockCopy, BlockId, KvLayout};
@@ -40,6 +40,25 @@ impl Shape {
 /// SmolLM2's heads, and ones that fit no vector, tile or block.
 const SMOL: Shape = Shape { num_heads: 9, num_kv_heads: 3, head_size: 64, block_size: 16 };
 const ODD: Shape = Shape { num_heads: 14, num_kv_heads: 2, head_size: 40, block_size: 24 };
+
+/// What computes all tokens of a world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    Vectors(Isa),
+    /// The CPU's matrix unit, where it takes the shape.
+    Unit,
+}
+
+impl Kernel {
+    fn best() -> Self {
+        Self::Vectors(Isa::best())
+    }
+
+    fn all(shape: &Shape) -> Vec<Self> {
+        let unit = has_matrix_unit(shape.head_size).then_some(Self::Unit);
+        Isa::all().into_iter().map(Self::Vectors).chain(unit).collect()
+    }
+}
 
 /// A sequence's queries, keys and values, `[len, heads, D]`.
 struct Tokens {
@@ -147,26 +166,28 @@ impl World {
         })
     }
 
-    fn by_kernel<E: KvElement>(&self, steps: &[Step], isa: Isa, num_threads: usize) -> Vec<Vec<f32>> {
-        let mut storage = self.storage::<E>(isa);
-        self.by_storage(steps, &mut storage, num_threads)
+    fn by_kernel<E: KvElement>(&self, steps: &[Step], kernel: Kernel, num_threads: usize) -> Vec<Vec<f32>> {
+        let mut storage = self.storage::<E>(kernel);
+        self.by_storage(steps, (&mut storage, kernel), num_threads)
     }
 
-    fn storage<E: KvElement>(&self, isa: Isa) -> CpuStorage<E> {
+    fn storage<E: KvElement>(&self, kernel: Kernel) -> CpuStorage<E> {
         let mut storage = CpuStorage::new(self.shape.geometry::<E>(), self.num_blocks).unwrap();
-        storage.use_isa(isa);
+        if let Kernel::Vectors(isa) = kernel {
+            storage.use_isa(isa);
+        }
         storage
     }
 
     fn by_storage<E: KvElement>(
         &self,
         steps: &[Step],
-        storage: &mut CpuStorage<E>,
+        (storage, kernel): (&mut CpuStorage<E>, Kernel),
         num_threads: usize,
     ) -> Vec<Vec<f32>> {
         let Shape { num_heads, num_kv_heads, head_size, .. } = self.shape;
         // One for all steps, as an engine has it: what a step leaves behind must not matter to the next.
-        let mut plan = self.plan();
+        let mut plan = self.plan(kernel);
         self.collect(steps, |step, batch| {
             let key = self.rows(step, num_kv_heads, |tokens| &tokens.key);
             let value = self.rows(step, num_kv_heads, |tokens| &tokens.value);
@@ -181,8 +202,8 @@ impl World {
         })
     }
 
-    fn plan(&self) -> AttentionPlan {
-        AttentionPlan::with_window(self.window)
+    fn plan(&self, kernel: Kernel) -> AttentionPlan {
+        AttentionPlan::with_window(self.window).computing_prompts_apart(kernel == Kernel::Unit)
     }
 
     /// All sequences in one step each.
@@ -244,11 +265,11 @@ fn check_element<E: KvElement>(
     tolerance: f32,
 ) -> Result<(), TestCaseError> {
     let stored = world.by_reference_of(steps, stored_values::<E>);
-    for isa in Isa::all() {
-        let found = world.by_kernel::<E>(steps, isa, 2);
+    for kernel in Kernel::all(&world.shape) {
+        let found = world.by_kernel::<E>(steps, kernel, 2);
         let (of_exact, of_stored) = (largest_difference(&found, exact), largest_difference(&found, &stored));
-        prop_assert!(of_exact <= tolerance, "{isa:?} {} differs by {of_exact}", E::DTYPE.as_str());
-        prop_assert!(of_stored <= ARITHMETIC, "{isa:?} {} computes {of_stored} beside", E::DTYPE.as_str());
+        prop_assert!(of_exact <= tolerance, "{kernel:?} {} differs by {of_exact}", E::DTYPE.as_str());
+        prop_assert!(of_stored <= ARITHMETIC, "{kernel:?} {} computes {of_stored} beside", E::DTYPE.as_str());
     }
     Ok(())
 }
@@ -260,7 +281,7 @@ fn stored_values<E: KvElement>(values: &[f32]) -> Vec<f32> {
     let tokens = Tokens { len: 1, query: zeroes.clone(), key: zeroes, value: values.to_vec() };
     let world = World { shape, sequences: vec![tokens], tables: vec![vec![0]], num_blocks: 1, window: None };
     let portable = *Isa::all().last().expect("portable code runs everywhere");
-    world.by_kernel::<E>(&world.at_once(), portable, 1).remove(0)
+    world.by_kernel::<E>(&world.at_once(), Kernel::Vectors(portable), 1).remove(0)
 }
 
 fn check_bits(left: &[Vec<f32>], right: &[Vec<f32>], what: &str) {
@@ -325,10 +346,10 @@ fn a_token_has_the_same_bits_however_its_sequence_is_cut_and_whatever_runs_besid
 fn check_bits_of_cuts<E: KvElement>(shape: Shape, window: Option<NonZeroUsize>, seed: u64) {
     let mut world = World { window, ..World::random(shape, &[290, 1, 77], seed) };
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    for isa in Isa::all() {
-        let expected = world.by_kernel::<E>(&world.at_once(), isa, 1);
+    for kernel in Kernel::all(&shape) {
+        let expected = world.by_kernel::<E>(&world.at_once(), kernel, 1);
         let check = |steps: &[Step], num_threads, what: &str| {
-            check_bits(&world.by_kernel::<E>(steps, isa, num_threads), &expected, &format!("{isa:?} {what}"));
+            check_bits(&world.by_kernel::<E>(steps, kernel, num_threads), &expected, &format!("{kernel:?} {what}"));
         };
         for max_chunk in [16, 77, 290] {
             check(&world.in_chunks(max_chunk, &mut rng), 1, "in chunks");
@@ -340,7 +361,7 @@ fn check_bits_of_cuts<E: KvElement>(shape: Shape, window: Option<NonZeroUsize>, 
             .collect();
         check(&token_by_token, 2, "token by token, alone");
         world.shuffle_blocks(&mut rng);
-        check_bits(&world.by_kernel::<E>(&world.at_once(), isa, 1), &expected, "in other blocks");
+        check_bits(&world.by_kernel::<E>(&world.at_once(), kernel, 1), &expected, "in other blocks");
     }
 }
 
@@ -350,10 +371,12 @@ fn a_token_has_the_same_bits_on_any_number_of_threads() {
     let steps = [vec![(0, 0..1050)], vec![(0, 1050..1099), (1, 0..39)], vec![(0, 1099..1100), (1, 39..40)]];
     for window in [None, NonZeroUsize::new(700), NonZeroUsize::new(17)] {
         world.window = window;
-        let expected = world.by_kernel::<f16>(&steps, Isa::best(), 1);
-        for num_threads in [2, 3, 16, 512] {
-            let found = world.by_kernel::<f16>(&steps, Isa::best(), num_threads);
-            check_bits(&found, &expected, &format!("{num_threads} threads, window {window:?}"));
+        for kernel in [Kernel::best()].into_iter().chain(Kernel::all(&SMOL).pop()) {
+            let expected = world.by_kernel::<f16>(&steps, kernel, 1);
+            for num_threads in [2, 3, 16, 512] {
+                let found = world.by_kernel::<f16>(&steps, kernel, num_threads);
+                check_bits(&found, &expected, &format!("{kernel:?}, {num_threads} threads, window {window:?}"));
+            }
         }
     }
 }
@@ -362,22 +385,53 @@ fn a_token_has_the_same_bits_on_any_number_of_threads() {
 fn what_a_window_hides_is_not_read() {
     let mut world = World::random(SMOL, &[1100], 9);
     world.window = NonZeroUsize::new(300);
-    let mut storage = world.storage::<f16>(Isa::best());
-    let steps = [vec![(0, 0..1000)], vec![(0, 1000..1100)]];
-    let expected = world.by_storage(&steps, &mut storage, 2);
-    // A token at 1000 sees what is from 701 on, in block 43.
-    let row_len = SMOL.num_kv_heads * SMOL.head_size;
-    let garbage = vec![f32::NAN; row_len * 43 * SMOL.block_size];
-    let hidden = world.tables[0][..43].iter().flat_map(|block| (block * 16)..(block + 1) * 16).collect::<Vec<_>>();
-    storage.write(0, &kv_rows(&garbage, &garbage, row_len), &hidden);
-    let found = world.by_storage(&steps[1..], &mut storage, 2);
-    check_bits(&found, &[expected[0][1000 * SMOL.num_heads * SMOL.head_size..].to_vec()], "hidden tokens are NaN");
+    for kernel in Kernel::all(&SMOL) {
+        let mut storage = world.storage::<f16>(kernel);
+        let steps = [vec![(0, 0..1000)], vec![(0, 1000..1100)]];
+        let expected = world.by_storage(&steps, (&mut storage, kernel), 2);
+        // A token at 1000 sees what is from 701 on, in block 43.
+        let row_len = SMOL.num_kv_heads * SMOL.head_size;
+        let garbage = vec![f32::NAN; row_len * 43 * SMOL.block_size];
+        let hidden = world.tables[0][..43].iter().flat_map(|block| (block * 16)..(block + 1) * 16).collect::<Vec<_>>();
+        storage.write(0, &kv_rows(&garbage, &garbage, row_len), &hidden);
+        let found = world.by_storage(&steps[1..], (&mut storage, kernel), 2);
+        let seen = expected[0][1000 * SMOL.num_heads * SMOL.head_size..].to_vec();
+        check_bits(&found, &[seen], &format!("{kernel:?}, hidden tokens are NaN"));
+    }
 
-    let mut plan = world.plan();
-    plan.fill(&world.batch(&vec![(0, 1099..1100)]), storage.geometry(), SMOL.num_heads, 1);
+    let (mut plan, geometry) = (world.plan(Kernel::best()), SMOL.geometry::<f16>());
+    plan.fill(&world.batch(&vec![(0, 1099..1100)]), &geometry, SMOL.num_heads, 1);
     assert_eq!(plan.units[0].spans, 3..5, "from token 800 on");
-    plan.fill(&world.batch(&vec![(0, 1099..1100)]), storage.geometry(), SMOL.num_heads, 64);
+    plan.fill(&world.batch(&vec![(0, 1099..1100)]), &geometry, SMOL.num_heads, 64);
     assert_eq!((plan.tiles.len(), plan.units.len()), (3, 3 * 2), "a unit per head and span that is seen");
+}
+
+#[test]
+fn generated_tokens_and_prompts_have_their_own_bits_in_one_step() {
+    if !has_matrix_unit(SMOL.head_size) {
+        return println!("skipped: this CPU has no matrix unit");
+    }
+    let world = World::random(SMOL, &[300, 130, 90], 10);
+    let all = world.at_once();
+    let (by_vectors, by_unit) =
+        (world.by_kernel::<f16>(&all, Kernel::best(), 1), world.by_kernel::<f16>(&all, Kernel::Unit, 1));
+    let differs = by_vectors[0].iter().zip(&by_unit[0]).any(|(one, other)| one.to_bits() != other.to_bits());
+    assert!(differs, "two ways to compute");
+    let kv = |pick: fn(&Tokens) -> &[f32]| world.rows(&all[0], SMOL.num_kv_heads, pick);
+    let (key, value) = (kv(|tokens| &tokens.key), kv(|tokens| &tokens.value));
+    let query = world.rows(&all[0], SMOL.num_heads, |tokens| &tokens.query);
+    let mut storage = world.storage::<f16>(Kernel::best());
+    let batch = RaggedBatch { num_generated_sequences: 1, ..world.batch(&all[0]) };
+    storage.write_on(1, 0, &kv_rows(&key, &value, SMOL.num_kv_heads * SMOL.head_size), &batch.slot_mapping);
+    for num_threads in [1, 2, 16] {
+        let mut plan = world.plan(Kernel::Unit);
+        plan.fill(&batch, storage.geometry(), SMOL.num_heads, num_threads);
+        let mut output = vec![f32::NAN; query.len()];
+        let rows = StridedRows::dense(&query, SMOL.num_heads * SMOL.head_size);
+        attend(&storage, 0, &QueryRows { query: rows, scale: SMOL.scale() }, &plan, &mut output);
+        let expected = [&*by_vectors[0], &by_unit[1], &by_unit[2]].concat();
+        check_bits(&[output], &[expected], &format!("{num_threads} threads"));
+    }
 }
 
 #[test]
@@ -405,13 +459,13 @@ fn what_is_not_read_does_not_matter() {
 fn check_unread<E: KvElement>(shape: Shape) {
     let world = World::random(shape, &[100], 5);
     let steps = world.in_chunks(30, &mut ChaCha8Rng::seed_from_u64(5));
-    for isa in Isa::all() {
-        let mut storage = world.storage::<E>(isa);
+    for kernel in Kernel::all(&shape) {
+        let mut storage = world.storage::<E>(kernel);
         let garbage = vec![f32::NAN; world.num_blocks * shape.block_size * shape.num_kv_heads * shape.head_size];
         let everywhere: Vec<u32> = (0..(world.num_blocks * shape.block_size) as u32).collect();
         storage.write(0, &kv_rows(&garbage, &garbage, shape.num_kv_heads * shape.head_size), &everywhere);
-        let found = world.by_storage(&steps, &mut storage, 2);
-        check_bits(&found, &world.by_kernel::<E>(&steps, isa, 2), "a pool full of NaN");
+        let found = world.by_storage(&steps, (&mut storage, kernel), 2);
+        check_bits(&found, &world.by_kernel::<E>(&steps, kernel, 2), "a pool full of NaN");
     }
 }
 
@@ -428,9 +482,9 @@ fn check_extremes<E: KvElement>(largest: f32) {
     let mut world = World::random(SMOL, &[70], 6);
     world.sequences[0].query.iter_mut().for_each(|element| *element *= 1e4);
     world.sequences[0].value.iter_mut().for_each(|element| *element *= 1e6);
-    for isa in Isa::all() {
-        let found = world.by_kernel::<E>(&world.at_once(), isa, 2);
-        assert!(found[0].iter().all(|element| element.abs() <= largest * 1.01), "{isa:?} {}", E::DTYPE.as_str());
+    for kernel in Kernel::all(&SMOL) {
+        let found = world.by_kernel::<E>(&world.at_once(), kernel, 2);
+        assert!(found[0].iter().all(|element| element.abs() <= largest * 1.01), "{kernel:?} {}", E::DTYPE.as_str());
     }
 }
 
@@ -462,15 +516,16 @@ fn a_copied_block_reads_as_the_one_it_was_copied_from() {
 fn check_copy<E: KvElement>() {
     let mut world = World::random(SMOL, &[3 * SMOL.block_size], 7);
     let (prompt, rest) = (40, 40..48);
-    let mut storage = world.storage::<E>(Isa::best());
-    let expected = world.by_storage(&[vec![(0, 0..prompt)], vec![(0, rest.clone())]], &mut storage, 1);
-    let mut storage = world.storage::<E>(Isa::best());
-    let mut found = world.by_storage(&[vec![(0, 0..prompt)]], &mut storage, 1);
+    let mut storage = world.storage::<E>(Kernel::best());
+    let expected =
+        world.by_storage(&[vec![(0, 0..prompt)], vec![(0, rest.clone())]], (&mut storage, Kernel::best()), 1);
+    let mut storage = world.storage::<E>(Kernel::best());
+    let mut found = world.by_storage(&[vec![(0, 0..prompt)]], (&mut storage, Kernel::best()), 1);
     let from = world.tables[0][2];
     let unused = (0..world.num_blocks as u32).find(|block| !world.tables[0].contains(block)).unwrap();
     storage.copy_block(BlockCopy { from: BlockId(from), to: BlockId(unused) });
     world.tables[0][2] = unused;
-    found[0].extend(world.by_storage(&[vec![(0, rest)]], &mut storage, 1).remove(0));
+    found[0].extend(world.by_storage(&[vec![(0, rest)]], (&mut storage, Kernel::best()), 1).remove(0));
     check_bits(&found, &expected, E::DTYPE.as_str());
 }
 
@@ -481,7 +536,7 @@ fn a_slot_that_is_written_twice_has_what_came_last_on_any_number_of_threads() {
     let tokens = &world.sequences[0];
     let slots: Vec<u32> = (0..400).map(|token| token * 7 % 90).collect();
     let pool = |num_threads| {
-        let mut storage = world.storage::<f16>(Isa::best());
+        let mut storage = world.storage::<f16>(Kernel::best());
         storage.write_on(num_threads, 0, &kv_rows(&tokens.key, &tokens.value, row_len), &slots);
         let heads =
             (0..world.num_blocks as u32).flat_map(|block| (0..SMOL.num_kv_heads).map(move |head| (block, head)));

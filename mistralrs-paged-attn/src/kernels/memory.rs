@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use memmap2::MmapMut;
 
-use super::KvElement;
+use super::{KvElement, LANES};
 
 /// Zeroes, page-aligned, backed by memory only where touched: a cache takes what is used, not what is configured.
 pub(crate) struct LazyPool<E> {
@@ -37,6 +37,27 @@ impl<E: KvElement> LazyPool<E> {
         // SAFETY: as above, and `&mut self` makes it the only reference.
         unsafe { std::slice::from_raw_parts_mut(self.pages.as_mut_ptr().cast(), self.len) }
     }
+}
+
+/// A cache line, at a cache line's address: what loads and stores of whole lines want.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Line([f32; LANES]);
+
+impl Line {
+    pub(crate) const ZERO: Self = Self([0.0; LANES]);
+}
+
+/// The floats of some lines.
+pub(crate) fn line_floats(lines: &[Line]) -> &[f32] {
+    // SAFETY: a line is `LANES` floats and nothing else.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LANES) }
+}
+
+/// The floats of some lines.
+pub(crate) fn line_floats_mut(lines: &mut [Line]) -> &mut [f32] {
+    // SAFETY: a line is `LANES` floats and nothing else.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
 }
 
 /// Marks of [`ClaimedChunks`], kept from one use to the next: only larger buffers than before allocate.

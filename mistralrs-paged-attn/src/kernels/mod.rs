@@ -6,6 +6,8 @@
 
 #![expect(clippy::inline_always, reason = "lanes are registers only inside a function with their target feature")]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod element;
 mod lanes;
 mod memory;
@@ -15,9 +17,12 @@ mod write;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::ops::Range;
+
 pub(crate) use element::KvElement;
 use lanes::Portable;
-pub(crate) use memory::{ClaimedChunks, Claims, LazyPool, Stripes};
+pub(crate) use memory::{ClaimedChunks, Claims, LazyPool, Line, Stripes, line_floats, line_floats_mut};
+use mistralrs_quant::matrix_unit;
 pub(crate) use q8::{Q8, RUN_LEN};
 pub(crate) use write::{HeadRows, HeadSlots};
 
@@ -29,6 +34,10 @@ pub(crate) const GROUPS_PER_TILE: usize = 4;
 pub(crate) const TILE_LEN: usize = LANES * GROUPS_PER_TILE;
 /// Rows computed at once: 6 x 4 sums, a query and four keys just fit 32 vector registers.
 const MAX_ROWS_AT_ONCE: usize = 6;
+/// Rows that the CPU's matrix unit computes at once: units of work for it have as many, or a multiple.
+pub(crate) const UNIT_ROWS: usize = 16;
+/// Head sizes that the unit takes are multiples of this: four of its registers of values.
+const UNIT_DIMS: usize = 4 * LANES;
 /// A maximum below any score. Finite, so that `score - LOWEST` is never `-inf - -inf`.
 pub(crate) const LOWEST: f32 = f32::MIN;
 
@@ -50,7 +59,28 @@ pub(crate) struct Tile<'a, E> {
     pub(crate) groups: [Group<'a, E>; GROUPS_PER_TILE],
 }
 
+/// By group of a tile, which tokens a few rows see.
+struct Seen {
+    /// Tokens before the window of the first row, whose window begins first.
+    num_hidden: [usize; GROUPS_PER_TILE],
+    /// Tokens up to the last that the last row sees, which sees furthest.
+    num_shown: [usize; GROUPS_PER_TILE],
+}
+
 impl<E: KvElement> Tile<'_, E> {
+    /// Its tokens, by position.
+    fn tokens(&self) -> Range<usize> {
+        let last = self.groups.iter().rfind(|group| group.num_lanes > 0).unwrap_or(&self.groups[0]);
+        self.groups[0].first_token..last.first_token + last.num_lanes
+    }
+
+    /// What rows see, by [`Rows::num_visible`] and [`Rows::window`]; `None` if it is nothing.
+    fn seen_by(&self, num_visible: &[usize], window: usize) -> Option<Seen> {
+        let (first, last) = (num_visible.first()?, num_visible.last()?);
+        let (num_hidden, num_shown) = (self.num_hidden(first.saturating_sub(window)), self.num_shown(*last));
+        (num_hidden != num_shown).then_some(Seen { num_hidden, num_shown })
+    }
+
     /// Tokens of each group that a query sees that sees `num_visible` of its sequence.
     fn num_shown(&self, num_visible: usize) -> [usize; GROUPS_PER_TILE] {
         self.groups.map(|group| num_visible.saturating_sub(group.first_token).min(group.num_lanes))
@@ -106,6 +136,62 @@ impl Rows<'_> {
         assert_eq!(self.max.len(), num_rows);
         assert_eq!(self.sums.len(), num_rows * LANES);
         assert_eq!(self.output.len(), num_rows * padded(self.head_size));
+    }
+}
+
+/// What the matrix unit reads in place of floats: each in two bf16, of which the second is what the first leaves.
+pub(crate) struct UnitOperands<'a> {
+    /// Of [`query_lines`], made by [`split_query`] in place of [`Rows::query`].
+    pub(crate) query: &'a [Line],
+    /// Of [`kv_lines`]; a tile's keys and values are put here.
+    pub(crate) kv: &'a mut [Line],
+}
+
+/// Whether prompts' rows can be computed by the CPU's matrix unit.
+pub(crate) fn has_matrix_unit(head_size: usize) -> bool {
+    matrix_unit::is_available() && head_size.is_multiple_of(UNIT_DIMS)
+}
+
+/// Lines of `num_rows` queries for the matrix unit.
+pub(crate) fn query_lines(num_rows: usize, head_size: usize) -> usize {
+    num_rows * (2 * head_size * 2 / size_of::<Line>())
+}
+
+/// Lines of a tile's keys and values for the matrix unit.
+pub(crate) fn kv_lines(head_size: usize) -> usize {
+    2 * query_lines(TILE_LEN, head_size)
+}
+
+/// Makes `lines`, of [`query_lines`], of `query` `[rows, D]` times `scale`, whole [`UNIT_ROWS`] of a D that [`has_matrix_unit`].
+pub(crate) fn split_query(query: &[f32], (head_size, scale): (usize, f32), lines: &mut [Line]) {
+    let num_rows = query.len() / head_size;
+    assert!(has_matrix_unit(head_size) && num_rows.is_multiple_of(UNIT_ROWS));
+    assert!(query.len() == num_rows * head_size && lines.len() == query_lines(num_rows, head_size));
+    // SAFETY: there is a unit, and with it AVX-512F; sizes were checked.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        amx::split_query(query, (head_size, scale), lines);
+    }
+}
+
+/// As [`Isa::attend_tile`], by the matrix unit. Rows are whole [`UNIT_ROWS`], of a head size that [`has_matrix_unit`].
+pub(crate) fn attend_tile_by_unit<E: KvElement>(
+    tile: &Tile<'_, E>,
+    ahead: &Tile<'_, E>,
+    rows: &mut Rows<'_>,
+    operands: &mut UnitOperands<'_>,
+) {
+    tile.check(rows.head_size);
+    ahead.check(rows.head_size);
+    rows.check();
+    let num_rows = rows.num_visible.len();
+    assert!(has_matrix_unit(rows.head_size) && num_rows.is_multiple_of(UNIT_ROWS));
+    assert_eq!(operands.query.len(), query_lines(num_rows, rows.head_size));
+    assert_eq!(operands.kv.len(), kv_lines(rows.head_size));
+    // SAFETY: there is a unit, and with it AVX-512F; buffers were checked above.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        amx::attend_tile(tile, ahead, rows, operands);
     }
 }
 

@@ -11,7 +11,7 @@
 #![expect(clippy::needless_range_loop, reason = "`r` and `w` number registers; iterators hide which")]
 
 use super::lanes::Lanes;
-use super::{GROUPS_PER_TILE, KvElement, LANES, MAX_ROWS_AT_ONCE, Rows, TILE_LEN, Tile, padded};
+use super::{GROUPS_PER_TILE, KvElement, LANES, MAX_ROWS_AT_ONCE, Rows, Seen, TILE_LEN, Tile, padded};
 
 /// Weights below 2^-86 are 0: beside the largest, which is 1, no sum of f32 would notice them, and products with them
 /// stay clear of slow subnormals. Masked tokens (-inf) fall under the same rule.
@@ -82,15 +82,16 @@ fn rows_at_once(first: usize, num_rows: usize) -> Option<usize> {
 }
 
 /// What one tile weighs, for `R` rows.
-struct Weights<const R: usize> {
-    /// By row and token: scores at first, then weights relative to the row's maximum so far.
-    of_tokens: [[f32; TILE_LEN]; R],
+#[repr(C, align(64))]
+pub(super) struct Weights<const R: usize> {
+    /// By group, row and lane: scores at first, then weights relative to the row's maximum so far.
+    pub(super) of_tokens: [[[f32; LANES]; R]; GROUPS_PER_TILE],
     /// By row: what the sums and the output of earlier tiles shrink by.
-    of_earlier: [f32; LANES],
-    /// By group: tokens before the window of the first row, whose window begins first.
-    num_hidden: [usize; GROUPS_PER_TILE],
-    /// By group: tokens up to the last that the last row sees, which sees furthest.
-    num_shown: [usize; GROUPS_PER_TILE],
+    pub(super) of_earlier: [f32; LANES],
+}
+
+impl<const R: usize> Weights<R> {
+    pub(super) const ZERO: Self = Self { of_tokens: [[[0.0; LANES]; R]; GROUPS_PER_TILE], of_earlier: [0.0; LANES] };
 }
 
 /// `R` rows from `first` on, `W` vectors of scores or output at once per row.
@@ -101,29 +102,21 @@ unsafe fn attend_rows<L: Lanes, E: KvElement, const R: usize, const W: usize>(
     rows: &mut Rows<'_>,
     first: usize,
 ) {
-    let num_shown = tile.num_shown(rows.num_visible[first + R - 1]);
-    let num_hidden = tile.num_hidden(rows.first_seen(first));
-    if num_hidden == num_shown {
-        return;
-    }
-    let mut weights = Weights { of_tokens: [[0.0; TILE_LEN]; R], of_earlier: [0.0; LANES], num_hidden, num_shown };
+    let Some(seen) = tile.seen_by(&rows.num_visible[first..first + R], rows.window) else { return };
+    let mut weights = Weights::<R>::ZERO;
     // SAFETY: the caller promises the features of `L`, rows up to `first + R`, and checked buffers.
     unsafe {
         score::<L, E, R, W>(tile, ahead, rows, first, &mut weights);
-        let all_see_all = tile.num_shown(rows.num_visible[first]) == [LANES; GROUPS_PER_TILE]
-            && tile.num_hidden(rows.first_seen(first + R - 1)) == [0; GROUPS_PER_TILE];
-        if !all_see_all {
-            hide::<L, E, R>(tile, rows, first, &mut weights);
-        }
+        hide::<L, E, R>(tile, rows, first, &mut weights);
         soften::<L, R>(rows, first, &mut weights);
         let num_vectors = padded(rows.head_size) / LANES;
         let mut column = 0;
         while column + W <= num_vectors {
-            accumulate::<L, E, R, W>(tile, ahead, rows, first, &weights, column);
+            accumulate::<L, E, R, W>((tile, ahead, &seen), rows, first, &weights, column);
             column += W;
         }
         while column < num_vectors {
-            accumulate::<L, E, R, 1>(tile, ahead, rows, first, &weights, column);
+            accumulate::<L, E, R, 1>((tile, ahead, &seen), rows, first, &weights, column);
             column += 1;
         }
     }
@@ -174,7 +167,7 @@ unsafe fn score<L: Lanes, E: KvElement, const R: usize, const W: usize>(
             }
             for r in 0..R {
                 for w in 0..W {
-                    sums[r][w].store(weights.of_tokens[r].as_mut_ptr().add((group + w) * LANES));
+                    sums[r][w].store(weights.of_tokens[group + w][r].as_mut_ptr());
                 }
             }
         }
@@ -183,19 +176,24 @@ unsafe fn score<L: Lanes, E: KvElement, const R: usize, const W: usize>(
 
 /// Sets the scores of tokens that a row does not see to -inf, whatever was computed from memory there.
 #[inline(always)]
-unsafe fn hide<L: Lanes, E: KvElement, const R: usize>(
+pub(super) unsafe fn hide<L: Lanes, E: KvElement, const R: usize>(
     tile: &Tile<'_, E>,
     rows: &Rows<'_>,
     first: usize,
     weights: &mut Weights<R>,
 ) {
+    let tokens = tile.tokens();
+    let all_see_all = rows.num_visible[first] >= tokens.end && rows.first_seen(first + R - 1) <= tokens.start;
+    if all_see_all && tokens.len() == TILE_LEN {
+        return;
+    }
     for r in 0..R {
         let num_shown = tile.num_shown(rows.num_visible[first + r]);
         let num_hidden = tile.num_hidden(rows.first_seen(first + r));
         for group in 0..GROUPS_PER_TILE {
             // SAFETY: a group's lanes are within the row's scores; the features are the caller's promise.
             unsafe {
-                let scores = weights.of_tokens[r].as_mut_ptr().add(group * LANES);
+                let scores = weights.of_tokens[group][r].as_mut_ptr();
                 L::load(scores).keep(num_hidden[group], num_shown[group]).store(scores);
             }
         }
@@ -204,14 +202,13 @@ unsafe fn hide<L: Lanes, E: KvElement, const R: usize>(
 
 /// Turns scores into weights relative to each row's new maximum and adds them to the row's sums.
 #[inline(always)]
-unsafe fn soften<L: Lanes, const R: usize>(rows: &mut Rows<'_>, first: usize, weights: &mut Weights<R>) {
+pub(super) unsafe fn soften<L: Lanes, const R: usize>(rows: &mut Rows<'_>, first: usize, weights: &mut Weights<R>) {
     // SAFETY: four vectors per row of weights, one of sums per row, by type and by the checks; features as promised.
     unsafe {
         for r in 0..R {
-            let scores = weights.of_tokens[r].as_ptr();
-            let mut highest = L::load(scores);
+            let mut highest = L::load(weights.of_tokens[0][r].as_ptr());
             for group in 1..GROUPS_PER_TILE {
-                highest = highest.max(L::load(scores.add(group * LANES)));
+                highest = highest.max(L::load(weights.of_tokens[group][r].as_ptr()));
             }
             let (highest, max) = (highest.max_lane(), &mut rows.max[first + r]);
             let new_max = if highest > *max { highest } else { *max };
@@ -225,7 +222,7 @@ unsafe fn soften<L: Lanes, const R: usize>(rows: &mut Rows<'_>, first: usize, we
             let sums = rows.sums.as_mut_ptr().add((first + r) * LANES);
             let mut sum = L::load(sums).mul(L::splat(weights.of_earlier[r]));
             for group in 0..GROUPS_PER_TILE {
-                let scores = weights.of_tokens[r].as_mut_ptr().add(group * LANES);
+                let scores = weights.of_tokens[group][r].as_mut_ptr();
                 let weight = exp2_or_zero(L::load(scores).sub(max));
                 weight.store(scores);
                 sum = sum.add(weight);
@@ -257,8 +254,7 @@ unsafe fn exp2_or_zero<L: Lanes>(power: L) -> L {
 /// see one its weight is 0.
 #[inline(always)]
 unsafe fn accumulate<L: Lanes, E: KvElement, const R: usize, const W: usize>(
-    tile: &Tile<'_, E>,
-    ahead: &Tile<'_, E>,
+    (tile, ahead, seen): (&Tile<'_, E>, &Tile<'_, E>, &Seen),
     rows: &mut Rows<'_>,
     first: usize,
     weights: &Weights<R>,
@@ -279,14 +275,14 @@ unsafe fn accumulate<L: Lanes, E: KvElement, const R: usize, const W: usize>(
         for group in 0..GROUPS_PER_TILE {
             let values = tile.groups[group].values.as_ptr();
             let values_ahead = ahead.groups[group].values.as_ptr();
-            for lane in weights.num_hidden[group]..weights.num_shown[group] {
+            for lane in seen.num_hidden[group]..seen.num_shown[group] {
                 let mut value = [L::splat(0.0); W];
                 for w in 0..W {
                     value[w] = E::load_values(values.add(lane * value_len), column + w);
                     L::prefetch(values_ahead.wrapping_add(lane * value_len + E::value_offset(column + w)));
                 }
                 for r in 0..R {
-                    let weight = L::splat(weights.of_tokens[r][group * LANES + lane]);
+                    let weight = L::splat(weights.of_tokens[group][r][lane]);
                     for w in 0..W {
                         sums[r][w] = weight.mul_add(value[w], sums[r][w]);
                     }

@@ -58,7 +58,7 @@ pub(super) unsafe fn write_head_avx2<E: KvElement>(rows: &HeadRows<'_>, slots: &
 
 /// One 512-bit register.
 #[derive(Clone, Copy)]
-struct Avx512(__m512);
+pub(super) struct Avx512(pub(super) __m512);
 
 impl Lanes for Avx512 {
     #[inline]

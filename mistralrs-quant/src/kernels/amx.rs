@@ -11,20 +11,19 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __cpuid, __cpuid_count, __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512, _mm512_cvtepi32_ps,
-    _mm512_fmadd_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_srli_epi32,
-    _mm512_storeu_si512,
+    __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512, _mm512_cvtepi32_ps, _mm512_fmadd_ps,
+    _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_srli_epi32, _mm512_storeu_si512,
 };
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use super::avx512::Avx512Lanes;
 use super::lanes::Lanes;
+use super::matrix_unit::MatrixUnit;
 use super::product::Target;
 use super::weights::{Stored, Weights, for_format};
 use crate::bf16_rows::{BLOCK_BYTES, ROW_TILE};
 use crate::format::{BLOCK, BlockFormat};
-use crate::kernels::{Bf16Job, Level};
+use crate::kernels::Bf16Job;
 use crate::tile::{PLANE_BYTES, QUADS, TILE};
 
 /// Blocks of inputs in a part, at most: two tiles of weights and two of rows, 20 KiB each, share the first-level cache.
@@ -33,36 +32,11 @@ const MAX_PART: usize = 10;
 /// Tiles of rows and of outputs that are multiplied together.
 const PAIR: usize = 2;
 
-/// Bytes of the sums of two tiles of rows with two of outputs.
-const SUMS_BYTES: usize = PAIR * PAIR * ROW_TILE * TILE * size_of::<f32>();
+/// Bytes of the sums of two tiles of rows with two of outputs: `[row, output]`.
+const SUMS_BYTES: usize = PAIR * ROW_TILE * SUMS_ROW_BYTES;
 
-/// Whether the CPU has the unit and the system lets this process use it.
-pub(super) fn is_available() -> bool {
-    static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *IS_AVAILABLE.get_or_init(|| has_unit() && may_use_unit())
-}
-
-/// AMX-TILE and AMX-BF16, and what [`Avx512Lanes`] needs. Source: the same, CPUID leaf 7.
-fn has_unit() -> bool {
-    const TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
-    Level::detected() == Level::Avx512
-        && __cpuid(0).eax >= 7
-        && __cpuid_count(7, 0).edx & TILE_AND_BF16 == TILE_AND_BF16
-}
-
-/// Asks the system, which keeps 8 KiB more for every thread that uses the unit. Source: Linux, x86/xstate.rst.
-#[cfg(target_os = "linux")]
-fn may_use_unit() -> bool {
-    const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
-    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-    // SAFETY: the call takes two numbers and touches no memory of ours.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn may_use_unit() -> bool {
-    false
-}
+/// From row to row of them.
+const SUMS_ROW_BYTES: usize = PAIR * TILE * size_of::<f32>();
 
 /// Bytes of [`Bf16Job::scratch`] for so many tiles of outputs and rows.
 pub(super) fn scratch_bytes(num_tiles: usize, num_row_tiles: usize) -> usize {
@@ -70,44 +44,13 @@ pub(super) fn scratch_bytes(num_tiles: usize, num_row_tiles: usize) -> usize {
     num_tiles * MAX_PART * BLOCK_BYTES + (num_pairs + 1) * SUMS_BYTES
 }
 
-/// The unit, set up for whole tiles until this is dropped.
-struct MatrixUnit;
-
-/// What `ldtilecfg` reads.
-#[repr(C, align(64))]
-struct Shapes {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    num_rows: [u8; 16],
-}
-
-impl MatrixUnit {
-    /// # Safety
-    /// [`is_available`].
-    unsafe fn set_up() -> Self {
-        let mut shapes = Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], num_rows: [0; 16] };
-        shapes.row_bytes[..8].fill(PLANE_BYTES as u16);
-        shapes.num_rows[..8].fill(ROW_TILE as u8);
-        // SAFETY: the caller's promise; the shapes are the palette's 16 rows of 64 bytes.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) };
-        Self
-    }
-}
-
-impl Drop for MatrixUnit {
-    fn drop(&mut self) {
-        // SAFETY: the unit was set up. Released, it costs the system nothing when it switches threads.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
-    }
-}
-
 /// Computes `job`.
 ///
 /// # Safety
-/// [`is_available`]; the matrix and the rows have the job's tiles, and as many inputs; `scratch` is of
+/// There is a unit ([`is_available`]); the matrix and the rows have the job's tiles, and as many inputs; `scratch` is of
 /// [`scratch_bytes`]; `out` has room for every row and nobody else touches these columns of these rows.
+///
+/// [`is_available`]: super::matrix_unit::is_available
 pub(super) unsafe fn run(job: &mut Bf16Job<'_>) {
     macro_rules! with {
         ($format:ident, $spans:literal, $has_minima:literal) => {
@@ -125,7 +68,7 @@ unsafe fn run_format<S: Weights>(job: &mut Bf16Job<'_>) {
     const { assert!(S::BLOCKS <= MAX_PART, "a group is not cut") };
     let num_groups = job.weights.num_groups;
     let (widened, sums) = job.scratch.split_at_mut(job.tiles.len() * MAX_PART * BLOCK_BYTES);
-    let (results, sums) = sums.split_at_mut(SUMS_BYTES);
+    let (buffer, sums) = sums.split_at_mut(SUMS_BYTES);
     // SAFETY: the caller's promise.
     let unit = unsafe { MatrixUnit::set_up() };
     // Of nearly equal size.
@@ -156,16 +99,16 @@ unsafe fn run_format<S: Weights>(job: &mut Bf16Job<'_>) {
                     .min(PAIR * ROW_TILE)
                     .min((job.row_tiles.end - row_tile) * ROW_TILE);
                 let num_tiles = PAIR.min(job.tiles.end - tile);
-                let target = Target::new(&job.out, tile, num_tiles, row_tile * ROW_TILE);
-                if is_last {
-                    (0..num_rows).for_each(|row| target.prefetch::<Avx512Lanes, PAIR>(row));
-                }
-                let to = if is_last { results.as_mut_ptr() } else { sums };
-                // SAFETY: the caller's promise: these are the tiles' blocks, and there is room for the sums of all pairs.
+                let pair = Pair { num_rows, target: Target::new(&job.out, tile, num_tiles, row_tile * ROW_TILE) };
+                // SAFETY: the caller's promise: these are the tiles' blocks, there is room for the sums of all pairs, and for their
+                // results where the target is.
                 unsafe {
-                    multiply(rows, weights, num_blocks, (if is_first { std::ptr::null() } else { sums }, to));
+                    let sums = Sums { at: sums, row_bytes: SUMS_ROW_BYTES };
+                    let from = if is_first { pair.addends(buffer) } else { sums };
+                    let to = if is_last { pair.results(buffer) } else { sums };
+                    multiply(rows, weights, num_blocks, from, to);
                     if is_last {
-                        store(to, num_rows, num_tiles, &target);
+                        pair.store(buffer);
                     }
                 }
                 sums = sums.wrapping_add(SUMS_BYTES);
@@ -173,6 +116,79 @@ unsafe fn run_format<S: Weights>(job: &mut Bf16Job<'_>) {
         }
     }
     drop(unit);
+}
+
+/// Rows of two lines, so many bytes apart.
+#[derive(Clone, Copy)]
+struct Sums {
+    at: *mut u8,
+    row_bytes: usize,
+}
+
+/// Two tiles of rows by two of outputs: what their sums start from, and where they end.
+///
+/// A pair that lacks rows or outputs has both in a buffer of [`SUMS_BYTES`] on the way: the unit knows whole tiles only.
+struct Pair {
+    num_rows: usize,
+    target: Target,
+}
+
+impl Pair {
+    fn is_whole(&self) -> bool {
+        self.num_rows == PAIR * ROW_TILE && self.target.num_columns == PAIR * TILE
+    }
+
+    /// What products are added to; null for nothing.
+    ///
+    /// # Safety
+    /// The target has these rows.
+    #[inline]
+    unsafe fn addends(&self, buffer: &mut [u8]) -> Sums {
+        let Target { addend, addend_stride, .. } = self.target;
+        let whole = Sums { at: addend.cast_mut().cast(), row_bytes: addend_stride * size_of::<f32>() };
+        if addend.is_null() || self.is_whole() {
+            return whole;
+        }
+        for row in 0..self.num_rows {
+            // SAFETY: the caller's promise; the buffer has room for a pair's rows.
+            unsafe { self.copy(addend.add(row * addend_stride), buffer_row(buffer, row)) };
+        }
+        Sums { at: buffer.as_mut_ptr(), row_bytes: SUMS_ROW_BYTES }
+    }
+
+    /// Where results go. Their lines are asked for: rows are far apart, one or two lines of each.
+    #[inline]
+    fn results(&self, buffer: &mut [u8]) -> Sums {
+        (0..self.num_rows).for_each(|row| self.target.prefetch::<Avx512Lanes, PAIR>(row));
+        match self.is_whole() {
+            true => Sums { at: self.target.at.cast(), row_bytes: self.target.stride * size_of::<f32>() },
+            false => Sums { at: buffer.as_mut_ptr(), row_bytes: SUMS_ROW_BYTES },
+        }
+    }
+
+    /// Takes results from the buffer, if they are there.
+    ///
+    /// # Safety
+    /// The target has these rows, and nobody else touches them.
+    #[inline]
+    unsafe fn store(&self, buffer: &mut [u8]) {
+        let num_rows = if self.is_whole() { 0 } else { self.num_rows };
+        for row in 0..num_rows {
+            // SAFETY: the caller's promise; the buffer has a pair's rows.
+            unsafe { self.copy(buffer_row(buffer, row), self.target.at.add(row * self.target.stride)) };
+        }
+    }
+
+    /// # Safety
+    /// Both have a row of the target's columns.
+    unsafe fn copy(&self, from: *const f32, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, self.target.num_columns) };
+    }
+}
+
+fn buffer_row(buffer: &mut [u8], row: usize) -> *mut f32 {
+    buffer[row * SUMS_ROW_BYTES..][..SUMS_ROW_BYTES].as_mut_ptr().cast()
 }
 
 /// Writes groups of a stored tile to `out` as the unit reads them: of each two inputs the 16 outputs' pairs.
@@ -254,18 +270,18 @@ impl CodeFactors {
 /// null, and stores them at `to`.
 ///
 /// # Safety
-/// The unit is set up; tiles have so many blocks; sums are of [`SUMS_BYTES`].
+/// The unit is set up; tiles have so many blocks; there are 32 rows at `from`, and room for as many at `to`.
 #[inline]
-unsafe fn multiply(rows: [*const u8; 2], weights: [*const u8; 2], num_blocks: usize, (from, to): (*const u8, *mut u8)) {
+unsafe fn multiply(rows: [*const u8; 2], weights: [*const u8; 2], num_blocks: usize, from: Sums, to: Sums) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
             "test {from}, {from}",
             "jz 3f",
-            "tileloadd tmm0, [{from} + {line}]",
-            "tileloadd tmm1, [{from} + {line} + 1024]",
-            "tileloadd tmm2, [{from} + {line} + 2048]",
-            "tileloadd tmm3, [{from} + {line} + 3072]",
+            "tileloadd tmm0, [{from} + {from_row}]",
+            "tileloadd tmm1, [{from} + {from_row} + 64]",
+            "tileloadd tmm2, [{other_from} + {from_row}]",
+            "tileloadd tmm3, [{other_from} + {from_row} + 64]",
             "jmp 2f",
             "3:",
             "tilezero tmm0",
@@ -287,12 +303,16 @@ unsafe fn multiply(rows: [*const u8; 2], weights: [*const u8; 2], num_blocks: us
             "add {other_weight}, {block}",
             "dec {num_blocks}",
             "jnz 2b",
-            "tilestored [{to} + {line}], tmm0",
-            "tilestored [{to} + {line} + 1024], tmm1",
-            "tilestored [{to} + {line} + 2048], tmm2",
-            "tilestored [{to} + {line} + 3072], tmm3",
-            from = in(reg) from,
-            to = in(reg) to,
+            "tilestored [{to} + {to_row}], tmm0",
+            "tilestored [{to} + {to_row} + 64], tmm1",
+            "tilestored [{other_to} + {to_row}], tmm2",
+            "tilestored [{other_to} + {to_row} + 64], tmm3",
+            from = in(reg) from.at,
+            other_from = in(reg) from.at.wrapping_add(ROW_TILE * from.row_bytes),
+            from_row = in(reg) from.row_bytes,
+            to = in(reg) to.at,
+            other_to = in(reg) to.at.wrapping_add(ROW_TILE * to.row_bytes),
+            to_row = in(reg) to.row_bytes,
             row = inout(reg) rows[0] => _,
             other_row = inout(reg) rows[1] => _,
             weight = inout(reg) weights[0] => _,
@@ -313,21 +333,5 @@ unsafe fn multiply(rows: [*const u8; 2], weights: [*const u8; 2], num_blocks: us
     }
 }
 
-/// Moves sums of a pair to where they belong.
-///
-/// # Safety
-/// `sums` were stored by [`multiply`]; the target has so many rows and tiles; the CPU has AVX-512F.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn store(sums: *const u8, num_rows: usize, num_tiles: usize, target: &Target) {
-    for row in 0..num_rows {
-        for tile in 0..num_tiles {
-            let line = (row / ROW_TILE * PAIR + tile) * ROW_TILE + row % ROW_TILE;
-            // SAFETY: the caller's promise.
-            unsafe { target.store(row, tile, Avx512Lanes::load(sums.add(line * PLANE_BYTES).cast())) };
-        }
-    }
-}
-
 const _: () = assert!(BLOCK_BYTES == ROW_TILE * PLANE_BYTES && BLOCK_BYTES == BLOCK / 2 * PLANE_BYTES);
-const _: () = assert!(SUMS_BYTES == 4 * 1024);
+const _: () = assert!(SUMS_BYTES == 4 * 1024 && SUMS_ROW_BYTES == 128 && TILE * size_of::<f32>() == PLANE_BYTES);

@@ -11,6 +11,7 @@ mod avx2;
 mod avx512;
 mod elementwise;
 mod lanes;
+pub mod matrix_unit;
 mod product;
 mod weights;
 
@@ -105,14 +106,6 @@ pub(crate) struct Bf16Job<'a> {
     pub(crate) scratch: &'a mut [u8],
 }
 
-/// Whether products of bf16 can be computed here.
-pub(crate) fn has_matrix_unit() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return amx::is_available();
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
 /// Of a job with so many tiles of outputs and rows.
 pub(crate) fn bf16_scratch_bytes(num_tiles: usize, num_row_tiles: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
@@ -124,7 +117,7 @@ pub(crate) fn bf16_scratch_bytes(num_tiles: usize, num_row_tiles: usize) -> usiz
 /// Computes `job`.
 ///
 /// # Safety
-/// [`has_matrix_unit`]; the rest as `amx::run` says.
+/// [`matrix_unit::is_available`]; the rest as `amx::run` says.
 pub(crate) unsafe fn run_bf16(job: &mut Bf16Job<'_>) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller's promise is the callee's.

@@ -40,13 +40,13 @@ pub(super) struct RowPointers {
 /// Where the results of neighbouring tiles for some rows go.
 #[derive(Clone, Copy)]
 pub(super) struct Target {
-    at: *mut f32,
-    stride: usize,
+    pub(super) at: *mut f32,
+    pub(super) stride: usize,
     /// Of all the tiles; fewer than 16 in the matrix's last one.
-    num_columns: usize,
+    pub(super) num_columns: usize,
     /// Added to the first row; null for nothing.
-    addend: *const f32,
-    addend_stride: usize,
+    pub(super) addend: *const f32,
+    pub(super) addend_stride: usize,
 }
 
 /// With fewer strips the next tiles are not asked for meanwhile: there is too little time between so many questions.
