@@ -44,3 +44,7 @@ stop:
 # The kernels' tests under valgrind: plain loops and AVX2.
 check-kernels:
     ./scripts/check_kernels.sh
+
+# Those of quantized weights in NEON, on an emulated CPU.
+check-neon:
+    ./scripts/check_neon.sh

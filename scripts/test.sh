@@ -3,7 +3,7 @@
 # Usage: scripts/test.sh [--prepare | --full]
 #   --prepare  only installs what the tests need (after it, plain `cargo test` works)
 #   --full     also tests with a larger model (491 MB), builds the release binary, runs the quickstart against it, smoke-tests
-#              the benches and runs the kernels' tests under valgrind
+#              the benches and runs the kernels' tests under valgrind and on an emulated ARM CPU
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -86,6 +86,7 @@ full() {
   step "a larger model" cargo test --locked --workspace --test logits -- --ignored qwen2
   step "benches run" cargo bench --locked --features prometheus-locks -- --test
   step "kernels under valgrind" scripts/check_kernels.sh
+  step "kernels on an emulated ARM CPU" scripts/check_neon.sh
   step "quickstart" scripts/quickstart.sh --port 21234 --mcp-port 24322
   step "quickstart again" scripts/quickstart.sh
   scripts/quickstart.sh --stop

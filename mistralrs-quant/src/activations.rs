@@ -286,10 +286,11 @@ impl RowSlots {
     pub(crate) unsafe fn subtract(self, values: &mut [f32]) {
         for (block, values) in values.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
             let at = block * self.stride;
+            // Read before anything is written: else compilers go value by value, lest one of those be a quant.
             // SAFETY: the caller's promise.
-            let (quants, scale) = unsafe { (&*self.quants.at(at * BLOCK).cast::<[i8; BLOCK]>(), *self.scales.at(at)) };
+            let (quants, scale) = unsafe { (*self.quants.at(at * BLOCK).cast::<[i8; BLOCK]>(), *self.scales.at(at)) };
             for (value, quant) in values.iter_mut().zip(quants) {
-                *value -= f32::from(*quant) * scale;
+                *value -= f32::from(quant) * scale;
             }
         }
     }

@@ -87,7 +87,6 @@ pub(crate) fn zeroed_lines(num_bytes: usize) -> Vec<CacheLine> {
     vec![CacheLine([0; 64]); num_bytes.div_ceil(size_of::<CacheLine>())]
 }
 
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by kernels of x86-64"))]
 pub(crate) fn line_bytes(lines: &[CacheLine]) -> &[u8] {
     // SAFETY: a `CacheLine` is 64 initialized bytes without padding.
     unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }

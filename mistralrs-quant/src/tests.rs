@@ -158,7 +158,7 @@ fn a_row_comes_back_as_it_was_stored() {
 
 #[test]
 fn a_product_is_the_references_at_every_level() {
-    // `scripts/check_kernels.sh` reads which they were.
+    // `scripts/check_kernels.sh` and `scripts/check_neon.sh` read which they were.
     println!("instruction sets: {:?}", Level::available());
     for format in BlockFormat::ALL {
         for shape in shapes(format) {

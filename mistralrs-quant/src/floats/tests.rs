@@ -48,14 +48,13 @@ fn product(matrix: &FloatMatrix, level: kernel::Level, activations: &[f32]) -> V
 }
 
 fn levels() -> Vec<kernel::Level> {
-    let mut levels = vec![kernel::Level::Plain];
     #[cfg(target_arch = "x86_64")]
     match kernel::detected() {
-        kernel::Level::Avx512 => levels.extend([kernel::Level::Avx2, kernel::Level::Avx512]),
-        kernel::Level::Avx2 => levels.push(kernel::Level::Avx2),
+        kernel::Level::Avx512 => return vec![kernel::Level::Plain, kernel::Level::Avx2, kernel::Level::Avx512],
+        kernel::Level::Avx2 => return vec![kernel::Level::Plain, kernel::Level::Avx2],
         kernel::Level::Plain => {}
     }
-    levels
+    vec![kernel::Level::Plain]
 }
 
 #[test]

@@ -21,6 +21,7 @@ use super::product::{self, RowPointers, Target, TileGroups};
 use super::weights::{self, ExpandedWeights, Weights};
 use crate::activations::{RowSlots, SUM_ORIGIN, scale_and_factor};
 use crate::format::{BLOCK, SMALLEST_POWER};
+use crate::tile::QUAD;
 
 /// [`RowSlots::fill`] with AVX2.
 ///
@@ -238,7 +239,8 @@ impl<D> Lanes256<D> {
 unsafe impl<D: ByteDot> Lanes for Lanes256<D> {
     type Bytes = [__m256i; 2];
     type Weights = [D::Weights; 2];
-    type Quad = __m256i;
+    /// Where they are: each quad is broadcast from there.
+    type Quads = *const i8;
     type Sums = [__m256i; 2];
     /// The scale, and what takes the origin of the sums away again: `-SUM_ORIGIN · scale`, exactly.
     type Scale = (Self, Self);
@@ -408,9 +410,8 @@ unsafe impl<D: ByteDot> Lanes for Lanes256<D> {
     }
 
     #[inline(always)]
-    unsafe fn quad(at: *const i8) -> Self::Quad {
-        // SAFETY: the trait's promise.
-        unsafe { _mm256_set1_epi32(at.cast::<i32>().read_unaligned()) }
+    unsafe fn quads(at: *const i8) -> Self::Quads {
+        at
     }
 
     #[inline(always)]
@@ -420,9 +421,12 @@ unsafe impl<D: ByteDot> Lanes for Lanes256<D> {
     }
 
     #[inline(always)]
-    unsafe fn dot(sums: Self::Sums, weights: Self::Weights, quad: Self::Quad) -> Self::Sums {
+    unsafe fn dot<const PLACE: i32>(sums: Self::Sums, weights: Self::Weights, quads: Self::Quads) -> Self::Sums {
         // SAFETY: the trait's promise.
-        unsafe { [D::dot(sums[0], weights[0], quad), D::dot(sums[1], weights[1], quad)] }
+        unsafe {
+            let quad = _mm256_set1_epi32(quads.add(QUAD * PLACE as usize).cast::<i32>().read_unaligned());
+            [D::dot(sums[0], weights[0], quad), D::dot(sums[1], weights[1], quad)]
+        }
     }
 
     #[inline(always)]

@@ -19,6 +19,7 @@ use super::weights::{self, ExpandedWeights, Weights};
 use crate::activations::{RowSlots, SUM_ORIGIN, scale_and_factor};
 use crate::bf16_rows::Bf16Slots;
 use crate::format::{BLOCK, SMALLEST_POWER};
+use crate::tile::QUAD;
 
 /// [`RowSlots::fill`] with AVX-512F.
 ///
@@ -90,7 +91,8 @@ pub(super) struct Avx512Lanes(pub(super) __m512);
 unsafe impl Lanes for Avx512Lanes {
     type Bytes = __m512i;
     type Weights = __m512i;
-    type Quad = __m512i;
+    /// Where they are: each quad is broadcast from there.
+    type Quads = *const i8;
     type Sums = __m512i;
     /// The scale, and what takes the origin of the sums away again: `-SUM_ORIGIN · scale`, exactly.
     type Scale = (__m512, __m512);
@@ -236,9 +238,8 @@ unsafe impl Lanes for Avx512Lanes {
     }
 
     #[inline(always)]
-    unsafe fn quad(at: *const i8) -> Self::Quad {
-        // SAFETY: the trait's promise.
-        unsafe { _mm512_set1_epi32(at.cast::<i32>().read_unaligned()) }
+    unsafe fn quads(at: *const i8) -> Self::Quads {
+        at
     }
 
     #[inline(always)]
@@ -248,9 +249,12 @@ unsafe impl Lanes for Avx512Lanes {
     }
 
     #[inline(always)]
-    unsafe fn dot(sums: Self::Sums, weights: Self::Weights, quad: Self::Quad) -> Self::Sums {
+    unsafe fn dot<const PLACE: i32>(sums: Self::Sums, weights: Self::Weights, quads: Self::Quads) -> Self::Sums {
         // SAFETY: the trait's promise.
-        unsafe { _mm512_dpbusd_epi32(sums, weights, quad) }
+        unsafe {
+            let quad = quads.add(QUAD * PLACE as usize).cast::<i32>().read_unaligned();
+            _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(quad))
+        }
     }
 
     #[inline(always)]

@@ -19,14 +19,14 @@ pub(super) unsafe trait Lanes: Copy {
     type Bytes: Copy;
     /// The same, ready to be multiplied.
     type Weights: Copy;
-    /// A quad of activations.
-    type Quad: Copy;
+    /// Activations of four quads.
+    type Quads: Copy;
     /// Integer sums by output.
     type Sums: Copy;
     /// What integer sums are multiplied by.
     type Scale: Copy;
 
-    /// Whether there are 32 registers: room for more rows, and two tiles at once.
+    /// Whether registers hold 32 of these: room for more rows, and two tiles at once.
     const IS_WIDE: bool;
     /// Rows that have room in the registers, of two tiles if they are wide.
     const MAX_ROWS: usize;
@@ -68,19 +68,30 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn or(one: Self::Bytes, other: Self::Bytes) -> Self::Bytes;
     /// What `book` has at the places that bytes, under 16, name.
     unsafe fn look_up(book: &[u8; 16], places: Self::Bytes) -> Self::Bytes;
-    /// Pairs of bytes as u16, shifted left: bits cross from one byte into the next.
+    /// Bytes, shifted left by 1 to 4. Bits may cross from one byte into the next: callers mask them away.
     unsafe fn shift_left<const BY: u32>(bytes: Self::Bytes) -> Self::Bytes;
-    /// The same to the right.
+    /// The same to the right, by 1, 2 or 4.
     unsafe fn shift_right<const BY: u32>(bytes: Self::Bytes) -> Self::Bytes;
 
     /// Codes as factors.
     unsafe fn weights(codes: Self::Bytes) -> Self::Weights;
-    /// Four activations.
-    unsafe fn quad(at: *const i8) -> Self::Quad;
+    /// What expanded tiles hold of codes.
+    #[inline(always)]
+    unsafe fn expanded(codes: Self::Bytes) -> Self::Bytes {
+        codes
+    }
+    /// What [`Self::expanded`] made, as factors.
+    #[inline(always)]
+    unsafe fn expanded_weights(bytes: Self::Bytes) -> Self::Weights {
+        // SAFETY: the caller's promise.
+        unsafe { Self::weights(bytes) }
+    }
+    /// 16 activations.
+    unsafe fn quads(at: *const i8) -> Self::Quads;
     /// What a sum over a span starts from; `base` is [`base`](crate::activations::base) of the span's activations.
     unsafe fn start(base: *const i32) -> Self::Sums;
-    /// Adds the quad's products.
-    unsafe fn dot(sums: Self::Sums, weights: Self::Weights, quad: Self::Quad) -> Self::Sums;
+    /// Adds the products with quad `PLACE` of the four.
+    unsafe fn dot<const PLACE: i32>(sums: Self::Sums, weights: Self::Weights, quads: Self::Quads) -> Self::Sums;
     /// Prepares a scale of at most 22 significant bits.
     unsafe fn scale(self) -> Self::Scale;
     /// The sum of `(code - 128) · activation` since `start`, times the scale, rounded once.
@@ -113,7 +124,7 @@ fn shifted(bytes: [u8; PLANE_BYTES], shift: impl Fn(u16) -> u16) -> [u8; PLANE_B
 unsafe impl Lanes for PlainLanes {
     type Bytes = [u8; PLANE_BYTES];
     type Weights = [u8; PLANE_BYTES];
-    type Quad = [i8; QUAD];
+    type Quads = [[i8; QUAD]; 4];
     type Sums = [i32; TILE];
     type Scale = Self;
 
@@ -213,9 +224,9 @@ unsafe impl Lanes for PlainLanes {
         codes
     }
 
-    unsafe fn quad(at: *const i8) -> Self::Quad {
+    unsafe fn quads(at: *const i8) -> Self::Quads {
         // SAFETY: the trait's promise.
-        unsafe { at.cast::<Self::Quad>().read_unaligned() }
+        unsafe { at.cast::<Self::Quads>().read_unaligned() }
     }
 
     unsafe fn start(_base: *const i32) -> Self::Sums {
@@ -224,7 +235,8 @@ unsafe impl Lanes for PlainLanes {
 
     // Inlined and unrolled it would make kernels of a megabyte.
     #[inline(never)]
-    unsafe fn dot(sums: Self::Sums, weights: Self::Weights, quad: Self::Quad) -> Self::Sums {
+    unsafe fn dot<const PLACE: i32>(sums: Self::Sums, weights: Self::Weights, quads: Self::Quads) -> Self::Sums {
+        let quad = quads[PLACE as usize];
         from_fn(|lane| {
             let codes = &weights[lane * QUAD..][..QUAD];
             let products = codes.iter().zip(quad).map(|(code, value)| (i32::from(*code) - 128) * i32::from(value));

@@ -12,6 +12,8 @@ mod avx512;
 mod elementwise;
 mod lanes;
 pub mod matrix_unit;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod product;
 mod weights;
 
@@ -41,6 +43,12 @@ pub(crate) enum Level {
     /// 512-bit registers with dot products of bytes.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// 128-bit registers.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// The same with dot products of bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonDotProd,
 }
 
 impl Level {
@@ -68,7 +76,16 @@ impl Level {
                 (false, false, false) => &[Self::Plain],
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            let has_neon = std::arch::is_aarch64_feature_detected!("neon");
+            match (has_neon, has_neon && std::arch::is_aarch64_feature_detected!("dotprod")) {
+                (_, true) => &[Self::Plain, Self::Neon, Self::NeonDotProd],
+                (true, false) => &[Self::Plain, Self::Neon],
+                (false, false) => &[Self::Plain],
+            }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         &[Self::Plain]
     }
 }
@@ -88,6 +105,10 @@ pub(crate) unsafe fn run(level: Level, job: &mut Job<'_>) {
             Level::AvxVnni => product::run::<avx2::AvxVnniLanes>(job),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => product::run::<avx512::Avx512Lanes>(job),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => product::run::<neon::NeonLanes>(job),
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDotProd => product::run::<neon::DotProdLanes>(job),
         }
     }
 }
@@ -155,6 +176,9 @@ macro_rules! for_each_level {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => unsafe { avx512::$function($($argument),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon | Level::NeonDotProd => unsafe { neon::$function($($argument),*) },
         }
     };
 }

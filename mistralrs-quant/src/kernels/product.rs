@@ -424,35 +424,54 @@ unsafe fn add_quads<L: Lanes, W: Weights, const R: usize, const V: usize>(
 ) -> [[L::Sums; V]; R] {
     // SAFETY: the caller's promise.
     unsafe {
-        let sums = add_quad::<L, W, R, V>(open, first, rows, sums);
-        let sums = add_quad::<L, W, R, V>(open, first + 1, rows, sums);
-        let sums = add_quad::<L, W, R, V>(open, first + 2, rows, sums);
-        add_quad::<L, W, R, V>(open, first + 3, rows, sums)
+        let mut quads = [L::quads(rows.quants.add(first * QUAD)); R];
+        for row in 1..R {
+            quads[row] = L::quads(rows.quants.add(row * BLOCK + first * QUAD));
+        }
+        let sums = add_quad::<L, W, 0, R, V>(open, first, quads, sums);
+        let sums = add_quad::<L, W, 1, R, V>(open, first, quads, sums);
+        let sums = add_quad::<L, W, 2, R, V>(open, first, quads, sums);
+        add_quad::<L, W, 3, R, V>(open, first, quads, sums)
     }
 }
 
+/// Quad `PLACE` of those.
+///
 /// # Safety
 /// As [`multiply`]'s.
 #[inline(always)]
-unsafe fn add_quad<L: Lanes, W: Weights, const R: usize, const V: usize>(
+unsafe fn add_quad<L: Lanes, W: Weights, const PLACE: i32, const R: usize, const V: usize>(
     open: &mut [OpenBlock<L>; V],
-    quad: usize,
-    rows: &RowPointers,
+    first: usize,
+    quads: [L::Quads; R],
     mut sums: [[L::Sums; V]; R],
 ) -> [[L::Sums; V]; R] {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut weights = [L::weights(W::quad(&mut open[0], quad)); V];
+        let quad = first + PLACE as usize;
+        let mut weights = [quad_weights::<L, W>(&mut open[0], quad); V];
         for tile in 1..V {
-            weights[tile] = L::weights(W::quad(&mut open[tile], quad));
+            weights[tile] = quad_weights::<L, W>(&mut open[tile], quad);
         }
         for row in 0..R {
-            let activations = L::quad(rows.quants.add(row * BLOCK + quad * QUAD));
             for tile in 0..V {
-                sums[row][tile] = L::dot(sums[row][tile], weights[tile], activations);
+                sums[row][tile] = L::dot::<PLACE>(sums[row][tile], weights[tile], quads[row]);
             }
         }
         sums
+    }
+}
+
+/// The weights of a quad.
+///
+/// # Safety
+/// As [`multiply`]'s.
+#[inline(always)]
+unsafe fn quad_weights<L: Lanes, W: Weights>(open: &mut OpenBlock<L>, quad: usize) -> L::Weights {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let codes = W::quad(open, quad);
+        if W::IS_EXPANDED { L::expanded_weights(codes) } else { L::weights(codes) }
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) trait Weights {
     /// As `factors`'.
     unsafe fn open<L: Lanes>(group: *const u8, block: usize) -> OpenBlock<L>;
 
-    /// Codes of quad `quad`; called for 0 to 7 in this order.
+    /// Codes of quad `quad`, or what [`Lanes::expanded`] made of them; called for 0 to 7 in this order.
     ///
     /// # Safety
     /// As `factors`'.
@@ -268,7 +268,7 @@ pub(super) unsafe fn expand<L: Lanes, S: Weights, E: ExpandedWeights>(
                 }
                 let mut open = S::open::<L>(group, block);
                 for quad in 0..QUADS {
-                    L::store_bytes(S::quad(&mut open, quad), to.add(E::CODES + quad * PLANE_BYTES));
+                    L::store_bytes(L::expanded(S::quad(&mut open, quad)), to.add(E::CODES + quad * PLANE_BYTES));
                 }
                 to = to.add(E::GROUP_BYTES);
             }
