@@ -232,8 +232,9 @@ impl KvCache {
     /// may be any distance apart, `output` has no gaps, is written in place and shares no memory with `query`. Scores
     /// are multiplied by `scale`.
     ///
-    /// The bits of a token's result depend on its own sequence only: not on the batch, the split into chunks, the
-    /// blocks used or the number of threads. Defined by [`ReferenceCache::attend`](crate::reference::ReferenceCache);
+    /// The bits of a token's result depend on its own sequence only, and on whether it was generated
+    /// ([`AttentionPlan::computing_prompts_apart`]): not on the batch, the split into chunks, the blocks used or the number of
+    /// threads. Defined by [`ReferenceCache::attend`](crate::reference::ReferenceCache);
     /// for rows within ±1 agrees within 1e-4 for KV in f32, 1e-3 in f16 and 1e-2 in bf16 and q8_0, of which all but 1e-4 is
     /// the rounding of what is stored. Source: Kwon et al. 2023, 4.1 (arXiv:2309.06180).
     ///

@@ -7,7 +7,7 @@
 //! keeps their buffers: writing and attending allocate nothing.
 //!
 //! A token's attention has the same bits alone or in any batch, prefilled at once or in chunks, on any number of
-//! threads (of one machine): a seed or a greedy request reproduces whatever else runs. `reference` defines the
+//! threads (of one machine), and as a token of a prompt or a generated one, if a plan tells these apart: a seed or a greedy request reproduces whatever else runs. `reference` defines the
 //! answer, `kernels` makes it fast.
 //!
 //! **Never** here: requests, queues, priorities, waiting, a clock, HTTP; positions or rotary embedding (keys arrive

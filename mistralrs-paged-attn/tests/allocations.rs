@@ -44,8 +44,11 @@ fn batch(num_sequences: usize, context_len: usize, num_queries: usize) -> Ragged
 fn a_layer_allocates_nothing_once_its_step_is_planned() {
     for dtype in KvDType::ALL {
         let mut kv = KvCache::new(KvLayout { dtype, ..LAYOUT }, 400).expect("there is memory");
-        // As a model with two kinds of layers has them.
-        let mut plans = [None, NonZeroUsize::new(700)].map(AttentionPlan::with_window);
+        // As models with two kinds of layers have them, and ones that compute prompts in a way of their own.
+        let plan = |window, is_apart| AttentionPlan::with_window(window).computing_prompts_apart(is_apart);
+        let windows = [None, NonZeroUsize::new(700)];
+        let mut plans =
+            windows.map(|window| [plan(window, false), plan(window, true)]).into_iter().flatten().collect::<Vec<_>>();
         // Decodes of few long sequences, which share spans, and of many; a prefill; a small step.
         for (num_sequences, context_len, num_queries) in
             [(1, 5000, 1), (3, 1900, 1), (32, 180, 1), (1, 512, 512), (1, 1, 1)]

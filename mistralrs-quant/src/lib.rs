@@ -27,7 +27,6 @@ pub use activations::{Precision, QuantizedRows, RowShape, SpanSet};
 pub use bf16_rows::Bf16Rows;
 pub use floats::{FloatFormat, FloatMatrix};
 pub use format::BlockFormat;
-pub use kernels::matrix_unit;
 pub use matrix::{BlockMatrix, Columns, NotRows};
 pub use packing::{FillPiece, MatrixShape, PIECE_BYTES, StoredRows, TILE_LAYOUT};
 pub use source::Source;

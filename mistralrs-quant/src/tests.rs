@@ -560,28 +560,38 @@ fn a_product_of_bf16_fills_its_columns_only_and_adds_what_it_shall() {
     if !has_matrix_unit() {
         return;
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(15);
-    let (num_outputs, num_inputs, num_rows) = (21, 64, 18);
-    let weights = random_rows(BlockFormat::Q4_1, (num_outputs, num_inputs), &mut rng, any_half);
-    let matrix = BlockMatrix::pack(BlockFormat::Q4_1, num_inputs, &[&weights], &CallingThread).unwrap();
-    let (activations, bias) = (random_values(num_rows * num_inputs, &mut rng), random_values(num_outputs, &mut rng));
-    let alone = bf16_product(&matrix, &activations, &CallingThread);
-    let mut out = vec![-1.0; num_rows * 40];
-    multiply_bf16(&matrix, &activations, Columns::from(&mut out, 40, 5).with_bias(Some(&bias)), &Scoped(2));
-    let mut added = vec![2.5; num_rows * num_outputs];
-    multiply_bf16(&matrix, &activations, Columns::all(&mut added, num_outputs).accumulating(), &Scoped(2));
-    // Sums start from what is added, so that they are rounded otherwise.
-    let are_near = |found: &[f32], expected: &[f32]| {
-        found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-4 + expected.abs() * 1e-5)
-    };
-    for (row, (alone, out)) in alone.chunks_exact(num_outputs).zip(out.chunks_exact(40)).enumerate() {
-        let expected: Vec<f32> = alone.iter().zip(&bias).map(|(value, bias)| value + bias).collect();
-        assert!(are_near(&out[5..26], &expected), "row {row}: {:?}, not {expected:?}", &out[5..26]);
-        let others = out[..5].iter().chain(&out[26..]);
-        assert!(others.into_iter().all(|value| value.to_bits() == (-1f32).to_bits()), "row {row}: other columns");
-        let expected: Vec<f32> = alone.iter().map(|value| value + 2.5).collect();
-        let added = &added[row * num_outputs..][..num_outputs];
-        assert!(are_near(added, &expected), "row {row}, added: {added:?}, not {expected:?}");
+    // Nothing whole, then whole tiles and parts of all kinds: a column is 5 off, and 15 follow.
+    for (num_outputs, num_inputs, num_rows) in [(21, 64, 18), (70, 704, 70)] {
+        let mut rng = ChaCha8Rng::seed_from_u64(15);
+        let weights = random_rows(BlockFormat::Q4_1, (num_outputs, num_inputs), &mut rng, any_half);
+        let matrix = BlockMatrix::pack(BlockFormat::Q4_1, num_inputs, &[&weights], &CallingThread).unwrap();
+        let activations = random_values(num_rows * num_inputs, &mut rng);
+        let bias = random_values(num_outputs, &mut rng);
+        let alone = bf16_product(&matrix, &activations, &CallingThread);
+        let row_size = num_outputs + 20;
+        let mut out = vec![-1.0; num_rows * row_size];
+        multiply_bf16(&matrix, &activations, Columns::from(&mut out, row_size, 5).with_bias(Some(&bias)), &Scoped(2));
+        let mut plain = vec![-1.0; num_rows * row_size];
+        multiply_bf16(&matrix, &activations, Columns::from(&mut plain, row_size, 5), &Scoped(2));
+        let mut added = bias.repeat(num_rows);
+        multiply_bf16(&matrix, &activations, Columns::all(&mut added, num_outputs).accumulating(), &Scoped(2));
+        for row in 0..num_rows {
+            let what = format!("row {row} of {matrix:?}");
+            let of = |all: &[f32]| all[row * num_outputs..][..num_outputs].to_vec();
+            let within = |all: &[f32]| all[row * row_size..][5..5 + num_outputs].to_vec();
+            assert_eq!(bits(&within(&plain)), bits(&of(&alone)), "{what}");
+            assert_eq!(bits(&within(&out)), bits(&of(&added)), "{what}: the bias, and what it is added to");
+            // Sums start from what is added, so that they are rounded otherwise.
+            for (found, (product, bias)) in within(&out).into_iter().zip(of(&alone).into_iter().zip(&bias)) {
+                let expected = product + bias;
+                assert!((found - expected).abs() < 1e-4 + expected.abs() * 1e-4, "{what}: {found}, not {expected}");
+            }
+            for out in [&out, &plain] {
+                let others = out[row * row_size..][..row_size].iter().enumerate();
+                let mut others = others.filter(|(column, _)| !(5..5 + num_outputs).contains(column));
+                assert!(others.all(|(_, value)| value.to_bits() == (-1f32).to_bits()), "{what}: other columns");
+            }
+        }
     }
 }
 

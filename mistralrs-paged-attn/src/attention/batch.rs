@@ -33,7 +33,7 @@ impl RaggedBatch {
         self.slot_mapping.len()
     }
 
-    /// Of T, the first ones that were generated.
+    /// Of T, the first ones that were generated; 0 in a batch that contradicts itself, which [`Self::validate`] tells.
     pub fn num_generated_tokens(&self) -> usize {
         self.query_offsets.get(self.num_generated_sequences).map_or(0, |offset| *offset as usize)
     }

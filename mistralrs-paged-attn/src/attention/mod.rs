@@ -4,7 +4,8 @@
 //! queries of one sequence, so that KV is read once for a head's whole query group. Softmax is online over *tiles* of 64
 //! tokens (`kernels`), restarted for every *span* of 256 tokens and merged span by span. Tiles and spans are counted from
 //! the sequence's first token, whoever computes them: long contexts with few queries give their spans to different
-//! threads and still merge to the same bits, and so do prefills in chunks of any size. Tiles before the window of a
+//! threads and still merge to the same bits, and so do prefills in chunks of any size. Prompts' rows are computed by the CPU's
+//! matrix unit where there is one and the plan may tell them apart. Tiles before the window of a
 //! unit's first query are not read. (Counts are of blocks that are multiples of 16 tokens; others make them smaller.)
 
 mod batch;

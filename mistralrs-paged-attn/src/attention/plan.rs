@@ -9,19 +9,20 @@ use super::RaggedBatch;
 use super::scratch::{MaxRows, Workspace};
 use crate::KvLayout;
 use crate::cpu_storage::PoolGeometry;
-use crate::kernels::{GROUPS_PER_TILE, UNIT_ROWS, has_matrix_unit};
+use crate::kernels::{GROUPS_PER_TILE, MATRIX_ROWS, matrix_unit_takes};
 
 /// KV tiles per span: 256 tokens, where merging (one pass over a row's output) is below 2 % of the work, and a context
 /// of 512 still keeps two threads busy with one KV head.
 pub(super) const TILES_PER_SPAN: usize = 4;
 /// Query rows per unit: queries and outputs of 48 rows of 64 stay in 48 KiB of L1 beside a KV tile.
 const MAX_ROWS_PER_TILE: usize = 48;
-/// The same where the CPU's matrix unit computes them, which has to have each KV tile made ready for it.
-const MAX_UNIT_ROWS_PER_TILE: usize = 12 * UNIT_ROWS;
+/// The same where the CPU's matrix unit computes them: each KV tile has to be made ready for it, a tenth of the time that these rows
+/// take. Still some units for each thread with prompts of a few hundred tokens.
+const MAX_MATRIX_ROWS_PER_TILE: usize = 12 * MATRIX_ROWS;
 /// What reading a KV tile from memory costs, in rows computed over it.
 const READ_COST: usize = 4;
 /// Rows that the matrix unit computes in the time of one.
-const UNIT_SPEED: usize = 3;
+const MATRIX_SPEED: usize = 3;
 /// Units that each thread should find, so that the last to finish does not keep the others waiting for long.
 const UNITS_PER_THREAD: usize = 4;
 /// Rows over a span below which one thread does it all: a few microseconds, less than a parked thread takes to wake.
@@ -45,7 +46,7 @@ pub(super) struct QueryTile {
     /// Query heads per KV head.
     pub(super) group_size: usize,
     /// Whether the CPU's matrix unit computes its rows.
-    pub(super) is_by_unit: bool,
+    pub(super) is_by_matrix_unit: bool,
     /// Of KV, from the first that the first query sees to the last that the last one does.
     pub(super) kv_tiles: Range<usize>,
     /// If several units share the tile: where their rows per span begin.
@@ -56,7 +57,7 @@ impl QueryTile {
     /// Rows of each KV head, those that fill up the matrix unit's last ones included.
     pub(super) fn rows_per_head(&self) -> usize {
         let num_rows = self.queries.len() * self.group_size;
-        if self.is_by_unit { num_rows.next_multiple_of(UNIT_ROWS) } else { num_rows }
+        if self.is_by_matrix_unit { num_rows.next_multiple_of(MATRIX_ROWS) } else { num_rows }
     }
 
     pub(super) fn num_rows(&self) -> usize {
@@ -74,7 +75,7 @@ impl QueryTile {
     }
 
     fn head_cost(&self) -> usize {
-        READ_COST + if self.is_by_unit { self.rows_per_head() / UNIT_SPEED } else { self.rows_per_head() }
+        READ_COST + if self.is_by_matrix_unit { self.rows_per_head() / MATRIX_SPEED } else { self.rows_per_head() }
     }
 
     fn span_cost(&self) -> usize {
@@ -134,7 +135,7 @@ impl AttentionPlan {
     }
 
     /// Whether tokens of prompts may be computed in another way than generated ones: by the CPU's matrix unit, where it has
-    /// one and heads are multiples of 64. No less exactly, but a token's bits are another's then.
+    /// one and heads are multiples of 64. Sums are as exact as the vector units', products to 15 bits; so a token's bits tell its kind.
     #[must_use]
     pub fn computing_prompts_apart(self, computes_prompts_apart: bool) -> Self {
         Self { computes_prompts_apart, ..self }
@@ -187,7 +188,7 @@ impl AttentionPlan {
             geometry: *geometry,
             group_size: num_heads / geometry.num_kv_heads,
             window: self.max_visible(),
-            num_generated: if self.computes_prompts_apart && has_matrix_unit(geometry.head_size) {
+            num_by_vectors: if self.computes_prompts_apart && matrix_unit_takes(geometry.head_size) {
                 batch.num_generated_sequences
             } else {
                 batch.num_sequences()
@@ -200,7 +201,7 @@ impl AttentionPlan {
         let share = if self.num_threads > 1 { (cost / num_shares).max(1) } else { usize::MAX };
         for tile in whole_tiles() {
             let max_heads =
-                (max_rows_per_tile(tile.is_by_unit) / tile.rows_per_head()).min(share / tile.head_cost()).max(1);
+                (max_rows_per_tile(tile.is_by_matrix_unit) / tile.rows_per_head()).min(share / tile.head_cost()).max(1);
             // Of nearly equal size: eight heads, five at most, are four and four.
             let heads_per_tile = tile.kv_heads.len().div_ceil(tile.kv_heads.len().div_ceil(max_heads));
             for first_head in tile.kv_heads.clone().step_by(heads_per_tile) {
@@ -235,11 +236,11 @@ impl AttentionPlan {
 
     /// Whichever thread gets whichever unit, it finds room: attention itself never allocates.
     fn grow_workspace(&mut self) {
-        let max_rows = |is_by_unit| {
-            let tiles = self.tiles.iter().filter(|tile| tile.is_by_unit == is_by_unit);
+        let max_rows = |is_by_matrix_unit| {
+            let tiles = self.tiles.iter().filter(|tile| tile.is_by_matrix_unit == is_by_matrix_unit);
             tiles.map(QueryTile::num_rows).max().unwrap_or(0)
         };
-        let max_rows = MaxRows { by_unit: max_rows(true), others: max_rows(false) };
+        let max_rows = MaxRows { by_matrix_unit: max_rows(true), others: max_rows(false) };
         let workspace = self.workspace.get_mut();
         workspace.grow_scratches(&self.geometry, self.num_threads, max_rows);
         workspace.grow_partials(&self.geometry, self.num_partials);
@@ -247,8 +248,8 @@ impl AttentionPlan {
     }
 }
 
-fn max_rows_per_tile(is_by_unit: bool) -> usize {
-    if is_by_unit { MAX_UNIT_ROWS_PER_TILE } else { MAX_ROWS_PER_TILE }
+fn max_rows_per_tile(is_by_matrix_unit: bool) -> usize {
+    if is_by_matrix_unit { MAX_MATRIX_ROWS_PER_TILE } else { MAX_ROWS_PER_TILE }
 }
 
 /// What makes query tiles of a batch.
@@ -258,7 +259,7 @@ struct Cutter {
     /// Tokens that a token sees.
     window: usize,
     /// Sequences whose queries are not for the matrix unit, the first ones.
-    num_generated: usize,
+    num_by_vectors: usize,
 }
 
 impl Cutter {
@@ -267,8 +268,8 @@ impl Cutter {
         let mut next_block = 0;
         (0..batch.num_sequences()).flat_map(move |sequence| {
             let (all_queries, context_len) = (batch.queries(sequence), batch.context_len(sequence));
-            let is_by_unit = sequence >= self.num_generated;
-            let queries_per_tile = (max_rows_per_tile(is_by_unit) / self.group_size).max(1);
+            let is_by_matrix_unit = sequence >= self.num_by_vectors;
+            let queries_per_tile = (max_rows_per_tile(is_by_matrix_unit) / self.group_size).max(1);
             let first_block = next_block;
             next_block += context_len.div_ceil(self.geometry.block_size);
             all_queries.clone().step_by(queries_per_tile).map(move |start| {
@@ -282,7 +283,7 @@ impl Cutter {
                     first_visible,
                     queries,
                     group_size: self.group_size,
-                    is_by_unit,
+                    is_by_matrix_unit,
                     kv_tiles: self.kv_tiles(first_visible, last_visible),
                     first_partial: None,
                 }

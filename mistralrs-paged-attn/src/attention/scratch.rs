@@ -6,8 +6,8 @@ use super::Step;
 use super::plan::{QueryTile, TILES_PER_SPAN};
 use crate::cpu_storage::PoolGeometry;
 use crate::kernels::{
-    ClaimedChunks, Claims, GROUPS_PER_TILE, KvElement, LANES, LOWEST, Line, Rows, UnitOperands, attend_tile_by_unit,
-    kv_lines, line_floats, line_floats_mut, padded, query_lines, split_query,
+    ClaimedChunks, Claims, GROUPS_PER_TILE, KvElement, LANES, LOWEST, Line, MatrixOperands, Rows,
+    attend_tile_by_matrix_unit, kv_lines, line_floats, line_floats_mut, padded, query_lines, split_query,
 };
 
 /// All buffers of one call, kept from call to call.
@@ -26,7 +26,7 @@ pub(super) struct Workspace {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MaxRows {
     /// Of those that the CPU's matrix unit computes.
-    pub(super) by_unit: usize,
+    pub(super) by_matrix_unit: usize,
     pub(super) others: usize,
 }
 
@@ -60,8 +60,8 @@ pub(super) struct Scratch {
     geometry: PoolGeometry,
     query: Vec<f32>,
     /// The same for the CPU's matrix unit, and the KV that it passes over.
-    unit_query: Vec<Line>,
-    unit_kv: Vec<Line>,
+    matrix_query: Vec<Line>,
+    matrix_kv: Vec<Line>,
     /// Of one KV head's rows: the others' are the same.
     num_visible: Vec<usize>,
     /// The current span: `[rows]`, `[rows, LANES]`, `[rows, padded D]`.
@@ -76,10 +76,10 @@ pub(super) struct Scratch {
 impl Scratch {
     fn grow(&mut self, geometry: &PoolGeometry, max_rows: MaxRows) {
         self.geometry = *geometry;
-        let num_rows = max_rows.by_unit.max(max_rows.others);
-        if max_rows.by_unit > 0 {
-            reserve(&mut self.unit_query, query_lines(max_rows.by_unit, geometry.head_size));
-            self.unit_kv.resize(kv_lines(geometry.head_size), Line::ZERO);
+        let num_rows = max_rows.by_matrix_unit.max(max_rows.others);
+        if max_rows.by_matrix_unit > 0 {
+            reserve(&mut self.matrix_query, query_lines(max_rows.by_matrix_unit, geometry.head_size));
+            self.matrix_kv.resize(kv_lines(geometry.head_size), Line::ZERO);
         }
         reserve(&mut self.query, num_rows * geometry.head_size);
         reserve(&mut self.num_visible, num_rows);
@@ -107,9 +107,9 @@ impl Scratch {
             self.num_visible.extend(std::iter::repeat_n(num_visible, tile.group_size));
         }
         self.num_visible.resize(tile.rows_per_head(), tile.last_visible());
-        if tile.is_by_unit {
-            self.unit_query.resize(query_lines(tile.num_rows(), self.geometry.head_size), Line::ZERO);
-            split_query(&self.query, (self.geometry.head_size, scale), &mut self.unit_query);
+        if tile.is_by_matrix_unit {
+            self.matrix_query.resize(query_lines(tile.num_rows(), self.geometry.head_size), Line::ZERO);
+            split_query(&self.query, (self.geometry.head_size, scale), &mut self.matrix_query);
         } else {
             self.query.iter_mut().for_each(|element| *element *= scale);
         }
@@ -132,8 +132,8 @@ impl Scratch {
                 let current = step.kv_tile(tile, kv_head, kv_tile * GROUPS_PER_TILE);
                 let ahead = step.kv_tile(tile, next_head, next_tile * GROUPS_PER_TILE);
                 let (mut rows, mut operands) = self.head_rows(index, step.window);
-                if tile.is_by_unit {
-                    attend_tile_by_unit(&current, &ahead, &mut rows, &mut operands);
+                if tile.is_by_matrix_unit {
+                    attend_tile_by_matrix_unit(&current, &ahead, &mut rows, &mut operands);
                 } else {
                     step.storage.isa().attend_tile(&current, &ahead, &mut rows);
                 }
@@ -142,12 +142,12 @@ impl Scratch {
     }
 
     /// Rows of the tile's KV head `index`, and what the matrix unit reads in their place if it computes them.
-    fn head_rows(&mut self, index: usize, window: usize) -> (Rows<'_>, UnitOperands<'_>) {
+    fn head_rows(&mut self, index: usize, window: usize) -> (Rows<'_>, MatrixOperands<'_>) {
         let (num_rows, head_size) = (self.num_visible.len(), self.geometry.head_size);
         let rows = |row_len: usize| index * num_rows * row_len..(index + 1) * num_rows * row_len;
-        let operands = UnitOperands {
-            query: self.unit_query.get(rows(query_lines(1, head_size))).unwrap_or_default(),
-            kv: &mut self.unit_kv,
+        let operands = MatrixOperands {
+            query: self.matrix_query.get(rows(query_lines(1, head_size))).unwrap_or_default(),
+            kv: &mut self.matrix_kv,
         };
         let rows = Rows {
             head_size,
@@ -212,7 +212,8 @@ impl Scratch {
                 for (head, row) in heads.chunks_exact_mut(self.geometry.head_size).zip(&mut rows) {
                     let factor = 1.0 / row[1];
                     for (to, from) in head.iter_mut().zip(&row[2..]) {
-                        *to = from * factor;
+                        // 0 has one sign, whichever the matrix unit left.
+                        *to = from * factor + 0.0;
                     }
                 }
             }

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::cache::{KvRows, KvStorage};
-use crate::kernels::{Isa, Q8, has_matrix_unit};
+use crate::kernels::{Isa, Q8, matrix_unit_takes};
 use crate::reference::ReferenceCache;
 use crate::rows::StridedRows;
 use crate::{BlockCopy, BlockId, KvLayout};
@@ -40,13 +40,15 @@ impl Shape {
 /// SmolLM2's heads, and ones that fit no vector, tile or block.
 const SMOL: Shape = Shape { num_heads: 9, num_kv_heads: 3, head_size: 64, block_size: 16 };
 const ODD: Shape = Shape { num_heads: 14, num_kv_heads: 2, head_size: 40, block_size: 24 };
+/// Odd too, but of a head size that the matrix unit takes.
+const WIDE: Shape = Shape { num_heads: 10, num_kv_heads: 2, head_size: 192, block_size: 24 };
 
 /// What computes all tokens of a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kernel {
     Vectors(Isa),
     /// The CPU's matrix unit, where it takes the shape.
-    Unit,
+    MatrixUnit,
 }
 
 impl Kernel {
@@ -55,7 +57,10 @@ impl Kernel {
     }
 
     fn all(shape: &Shape) -> Vec<Self> {
-        let unit = has_matrix_unit(shape.head_size).then_some(Self::Unit);
+        if !matrix_unit_takes(64) {
+            println!("skipped: the matrix unit, which this CPU lacks");
+        }
+        let unit = matrix_unit_takes(shape.head_size).then_some(Self::MatrixUnit);
         Isa::all().into_iter().map(Self::Vectors).chain(unit).collect()
     }
 }
@@ -203,7 +208,7 @@ impl World {
     }
 
     fn plan(&self, kernel: Kernel) -> AttentionPlan {
-        AttentionPlan::with_window(self.window).computing_prompts_apart(kernel == Kernel::Unit)
+        AttentionPlan::with_window(self.window).computing_prompts_apart(kernel == Kernel::MatrixUnit)
     }
 
     /// All sequences in one step each.
@@ -299,7 +304,7 @@ proptest! {
     fn agrees_with_the_reference_on_any_shape(
         num_kv_heads in 1..4_usize,
         group_size in prop::sample::select(vec![1, 2, 3, 4, 7, 8]),
-        head_size in prop::sample::select(vec![8, 32, 33, 64, 80, 96, 128]),
+        head_size in prop::sample::select(vec![8, 32, 33, 64, 80, 96, 128, 256]),
         block_size in prop_oneof![1..65_usize, Just(16), Just(32)],
         lens in prop::collection::vec(1..90_usize, 1..4),
         max_chunk in 1..90_usize,
@@ -316,7 +321,7 @@ proptest! {
 
 #[test]
 fn agrees_with_the_reference_over_many_spans() {
-    for (shape, window) in [(SMOL, None), (ODD, None), (SMOL, Some(270)), (ODD, Some(500))] {
+    for (shape, window) in [(SMOL, None), (ODD, None), (SMOL, Some(270)), (WIDE, Some(500))] {
         let mut world = World::random(shape, &[900, 300], 1);
         world.window = window.and_then(NonZeroUsize::new);
         check_against_reference(&world, &[vec![(0, 0..890), (1, 0..299)], vec![(0, 890..900), (1, 299..300)]]).unwrap();
@@ -335,12 +340,13 @@ fn agrees_with_the_reference_for_windows_around_blocks_tiles_and_contexts() {
 
 #[test]
 fn a_token_has_the_same_bits_however_its_sequence_is_cut_and_whatever_runs_beside_it() {
-    for (shape, seed) in [(SMOL, 2), (ODD, 3)] {
+    for (shape, seed) in [(SMOL, 2), (ODD, 3), (WIDE, 7)] {
         check_bits_of_cuts::<f16>(shape, None, seed);
     }
     check_bits_of_cuts::<bf16>(ODD, None, 4);
     check_bits_of_cuts::<Q8>(SMOL, NonZeroUsize::new(50), 5);
     check_bits_of_cuts::<f16>(ODD, NonZeroUsize::new(17), 6);
+    check_bits_of_cuts::<f32>(WIDE, NonZeroUsize::new(90), 8);
 }
 
 fn check_bits_of_cuts<E: KvElement>(shape: Shape, window: Option<NonZeroUsize>, seed: u64) {
@@ -408,14 +414,14 @@ fn what_a_window_hides_is_not_read() {
 
 #[test]
 fn generated_tokens_and_prompts_have_their_own_bits_in_one_step() {
-    if !has_matrix_unit(SMOL.head_size) {
+    if !matrix_unit_takes(SMOL.head_size) {
         return println!("skipped: this CPU has no matrix unit");
     }
     let world = World::random(SMOL, &[300, 130, 90], 10);
     let all = world.at_once();
-    let (by_vectors, by_unit) =
-        (world.by_kernel::<f16>(&all, Kernel::best(), 1), world.by_kernel::<f16>(&all, Kernel::Unit, 1));
-    let differs = by_vectors[0].iter().zip(&by_unit[0]).any(|(one, other)| one.to_bits() != other.to_bits());
+    let (by_vectors, by_matrix_unit) =
+        (world.by_kernel::<f16>(&all, Kernel::best(), 1), world.by_kernel::<f16>(&all, Kernel::MatrixUnit, 1));
+    let differs = by_vectors[0].iter().zip(&by_matrix_unit[0]).any(|(one, other)| one.to_bits() != other.to_bits());
     assert!(differs, "two ways to compute");
     let kv = |pick: fn(&Tokens) -> &[f32]| world.rows(&all[0], SMOL.num_kv_heads, pick);
     let (key, value) = (kv(|tokens| &tokens.key), kv(|tokens| &tokens.value));
@@ -424,12 +430,12 @@ fn generated_tokens_and_prompts_have_their_own_bits_in_one_step() {
     let batch = RaggedBatch { num_generated_sequences: 1, ..world.batch(&all[0]) };
     storage.write_on(1, 0, &kv_rows(&key, &value, SMOL.num_kv_heads * SMOL.head_size), &batch.slot_mapping);
     for num_threads in [1, 2, 16] {
-        let mut plan = world.plan(Kernel::Unit);
+        let mut plan = world.plan(Kernel::MatrixUnit);
         plan.fill(&batch, storage.geometry(), SMOL.num_heads, num_threads);
         let mut output = vec![f32::NAN; query.len()];
         let rows = StridedRows::dense(&query, SMOL.num_heads * SMOL.head_size);
         attend(&storage, 0, &QueryRows { query: rows, scale: SMOL.scale() }, &plan, &mut output);
-        let expected = [&*by_vectors[0], &by_unit[1], &by_unit[2]].concat();
+        let expected = [&*by_vectors[0], &by_matrix_unit[1], &by_matrix_unit[2]].concat();
         check_bits(&[output], &[expected], &format!("{num_threads} threads"));
     }
 }
@@ -453,6 +459,7 @@ fn long_contexts_are_cut_for_idle_threads() {
 #[test]
 fn what_is_not_read_does_not_matter() {
     check_unread::<f32>(ODD);
+    check_unread::<f16>(WIDE);
     check_unread::<Q8>(SMOL);
 }
 

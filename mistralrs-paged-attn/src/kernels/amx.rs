@@ -1,11 +1,12 @@
 //! The same as [`tile`](super::tile) by the CPU's matrix unit (AMX): scores of 16 rows and 64 tokens at once, and 64 dimensions
 //! of their values.
 //!
-//! The unit multiplies bf16, which keeps 8 bits of a float. So a float is two of them, cut off after 8 bits and after
-//! the next 8, and a product is three: both firsts, and each first by the other's second. What is left out is a 65536th, and
-//! nothing where KV is f16 or bf16. Sums are f32. Softmax is the vector units', over the same 64 tokens as theirs.
+//! The unit multiplies bf16, which keeps 8 bits of a float. So a float is two of them, the nearest and what that leaves, cut
+//! off after 8 bits, and a product is three: both firsts, and each first by the other's second. What is left out is at most a
+//! 32768th of a product; KV in f16 and bf16 is itself exact. Sums are f32. Softmax is the vector units', over the same 64 tokens
+//! as theirs.
 //!
-//! Operands lie as the unit reads them, in blocks of 16 lines, first and second by turns. A line of rows has 32 elements
+//! Operands lie as the unit reads them, a register of 16 lines after the other, firsts and seconds by turns. A line of rows has 32 elements
 //! of one of 16 rows, a line of KV two elements for each of 16 columns. Which two is the same for both: 0 and 16,
 //! 1 and 17 and so on, so that two vectors of floats become a line without moving between lanes.
 //!
@@ -14,22 +15,25 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m512, __m512i, _CMP_NLT_UQ, _mm512_abs_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
-    _mm512_cmp_ps_mask, _mm512_maskz_mov_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_srli_epi32, _mm512_store_si512, _mm512_sub_ps,
+    __m512, __m512i, _CMP_NLT_UQ, _mm512_abs_ps, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_maskz_mov_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_srli_epi32, _mm512_store_si512, _mm512_sub_ps,
 };
 
-use mistralrs_quant::matrix_unit::MatrixUnit;
-
 use super::lanes::Lanes;
+use super::matrix_unit::MatrixUnit;
 use super::memory::Line;
 use super::tile::{Weights, hide, soften};
 use super::x86::Avx512;
-use super::{GROUPS_PER_TILE, KvElement, LANES, Rows, Seen, Tile, UNIT_DIMS, UNIT_ROWS, UnitOperands, query_lines};
+use super::{
+    GROUPS_PER_TILE, KvElement, LANES, MATRIX_DIMS, MATRIX_ROWS, MatrixOperands, RUN_LEN, Rows, Seen, Tile, query_lines,
+};
 
+/// Of 32 bits.
+const UPPER_HALF: i32 = 0xffff_0000_u32.cast_signed();
 /// Lines of what one register of the unit holds.
-const BLOCK: usize = 16;
-/// Elements of a row, or pairs of elements of columns, in a block: what one instruction sums.
+const REGISTER_LINES: usize = 16;
+/// Elements of a row, or of a column, in a register: what one instruction sums.
 const DEPTH: usize = 2 * LANES;
 /// Firsts and seconds.
 const PARTS: usize = 2;
@@ -37,8 +41,8 @@ const PARTS: usize = 2;
 const COLUMNS: usize = 4;
 /// Sixteens of rows, and of columns, that are multiplied at once.
 const PAIR: usize = 2;
-/// Times 16 rows that pass over the keys before they pass over the values: either fits the first-level cache beside the rows, and
-/// what vectors have stored has reached it when the unit loads it, or the other way round.
+/// Sixteens of rows that pass over the keys, then over the values: so many that what one kind of unit stored has reached the
+/// first-level cache when the other loads it, so few that it is still there.
 const ROW_TILES_AT_ONCE: usize = 4;
 
 /// See [`super::split_query`].
@@ -47,11 +51,11 @@ const ROW_TILES_AT_ONCE: usize = 4;
 /// The CPU has AVX-512F; `lines` has room for the rows.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn split_query(query: &[f32], (head_size, scale): (usize, f32), lines: &mut [Line]) {
-    let tiles = query.chunks_exact(UNIT_ROWS * head_size);
-    let to = lines.chunks_exact_mut(head_size / DEPTH * PARTS * BLOCK);
+    let tiles = query.chunks_exact(MATRIX_ROWS * head_size);
+    let to = lines.chunks_exact_mut(head_size / DEPTH * PARTS * REGISTER_LINES);
     for (rows, lines) in tiles.zip(to) {
         for (index, row) in rows.chunks_exact(head_size).enumerate() {
-            for (row, blocks) in row.chunks_exact(DEPTH).zip(lines.chunks_exact_mut(PARTS * BLOCK)) {
+            for (row, blocks) in row.chunks_exact(DEPTH).zip(lines.chunks_exact_mut(PARTS * REGISTER_LINES)) {
                 // SAFETY: a depth is two vectors, and there are two blocks of as many lines as rows.
                 unsafe {
                     let scaled = |at: usize| Avx512::load(row[at..].as_ptr()).mul(Avx512::splat(scale));
@@ -68,64 +72,62 @@ pub(super) unsafe fn split_query(query: &[f32], (head_size, scale): (usize, f32)
 /// The CPU has AVX-512F; both lines are writable.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn store_pair([low, high]: [Avx512; 2], [firsts, seconds]: [*mut Line; 2]) {
+unsafe fn store_pair(values: [Avx512; 2], [firsts, seconds]: [*mut Line; 2]) {
+    let nearest = values.map(|value| nearest(value.0));
+    let rests = [_mm512_sub_ps(values[0].0, nearest[0]), _mm512_sub_ps(values[1].0, nearest[1])];
     // SAFETY: the caller's promise; lines are aligned.
     unsafe {
-        _mm512_store_si512(firsts.cast(), pair(low.0, high.0));
-        _mm512_store_si512(seconds.cast(), pair(rest(low.0), rest(high.0)));
+        _mm512_store_si512(firsts.cast(), upper_halves(nearest));
+        _mm512_store_si512(seconds.cast(), upper_halves(rests));
     }
 }
 
-/// Line `line` of a block, and of the one behind it.
-fn in_both(blocks: *mut Line, line: usize) -> [*mut Line; PARTS] {
-    [blocks.wrapping_add(line), blocks.wrapping_add(BLOCK + line)]
-}
-
-/// By lane, the upper halves of both.
+/// The nearest of values with 8 bits. What is no number may become one: the rest is none then.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn pair(low: __m512, high: __m512) -> __m512i {
-    _mm512_or_si512(upper_half(high), _mm512_srli_epi32::<16>(_mm512_castps_si512(low)))
+fn nearest(value: __m512) -> __m512 {
+    let half_up = _mm512_add_epi32(_mm512_castps_si512(value), _mm512_set1_epi32(0x8000));
+    _mm512_castsi512_ps(_mm512_and_si512(half_up, _mm512_set1_epi32(UPPER_HALF)))
 }
 
-/// What is left without the upper half. No number stays none.
+/// By lane, those of both.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn rest(value: __m512) -> __m512 {
-    _mm512_sub_ps(value, _mm512_castsi512_ps(upper_half(value)))
+fn upper_halves([low, high]: [__m512; 2]) -> __m512i {
+    let high = _mm512_and_si512(_mm512_castps_si512(high), _mm512_set1_epi32(UPPER_HALF));
+    _mm512_or_si512(high, _mm512_srli_epi32::<16>(_mm512_castps_si512(low)))
 }
 
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn upper_half(value: __m512) -> __m512i {
-    _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(0xffff_0000_u32.cast_signed()))
+/// Line `line` of a register's, and of the next one's.
+fn in_both(registers: *mut Line, line: usize) -> [*mut Line; PARTS] {
+    [registers.wrapping_add(line), registers.wrapping_add(REGISTER_LINES + line)]
 }
 
-/// See [`super::attend_tile_by_unit`].
+/// See [`super::attend_tile_by_matrix_unit`].
 ///
 /// # Safety
 /// There is a unit, and the CPU has AVX-512F; `tile`, `rows` and `operands` have passed their checks for the same head size,
-/// which is whole [`UNIT_DIMS`].
+/// which is whole [`MATRIX_DIMS`].
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn attend_tile<E: KvElement>(
     tile: &Tile<'_, E>,
     ahead: &Tile<'_, E>,
     rows: &mut Rows<'_>,
-    operands: &mut UnitOperands<'_>,
+    operands: &mut MatrixOperands<'_>,
 ) {
     let (head_size, num_visible, window) = (rows.head_size, rows.num_visible, rows.window);
     let Some(seen) = tile.seen_by(num_visible, window) else { return };
     let (keys, values) = operands.kv.split_at_mut(operands.kv.len() / 2);
-    let query_tile = query_lines(UNIT_ROWS, head_size);
+    let query_tile = query_lines(MATRIX_ROWS, head_size);
     let tokens = tile.tokens();
     let is_seen = |row_tile: &usize| {
-        let first = row_tile * UNIT_ROWS;
-        num_visible[first + UNIT_ROWS - 1] > tokens.start && rows.first_seen(first) < tokens.end
+        let first = row_tile * MATRIX_ROWS;
+        num_visible[first + MATRIX_ROWS - 1] > tokens.start && rows.first_seen(first) < tokens.end
     };
     // Neighbours, since the more a row sees at the end, the less it sees at the start.
-    let seen_tiles = (0..num_visible.len() / UNIT_ROWS).filter(is_seen);
+    let seen_tiles = (0..num_visible.len() / MATRIX_ROWS).filter(is_seen);
     let seen_tiles = seen_tiles.clone().next().unwrap_or_default()..seen_tiles.last().map_or(0, |last| last + 1);
-    let mut weights = [Weights::<UNIT_ROWS>::ZERO; ROW_TILES_AT_ONCE];
+    let mut weights = [Weights::<MATRIX_ROWS>::ZERO; ROW_TILES_AT_ONCE];
     // SAFETY: the caller's promise: buffers are of these sizes.
     unsafe {
         split_keys(tile, ahead, head_size, keys);
@@ -135,28 +137,31 @@ pub(super) unsafe fn attend_tile<E: KvElement>(
             let count = ROW_TILES_AT_ONCE.min(seen_tiles.end - start);
             // Where one is left it stands in for the other, too: what is stored twice is the same.
             let pairs = || (0..count).step_by(PAIR).map(|at| [at, (at + 1).min(count - 1)]);
+            let weights_at = weights.as_mut_ptr();
             for groups in (0..GROUPS_PER_TILE).step_by(PAIR) {
                 for pair in pairs() {
                     let query = pair.map(|at| operands.query[(start + at) * query_tile..].as_ptr());
-                    let scores = pair.map(|at| weights[at].of_tokens[groups].as_mut_ptr().cast());
-                    let keys = keys[groups * PARTS * BLOCK..].as_ptr();
-                    multiply::<false>(query, keys, head_size / DEPTH, scores, (1, BLOCK));
+                    let scores =
+                        pair.map(|at| weights_at.wrapping_add(at).cast::<Line>().wrapping_add(groups * REGISTER_LINES));
+                    let keys = keys[groups * PARTS * REGISTER_LINES..].as_ptr();
+                    multiply::<false>(query, keys, head_size / DEPTH, scores, (1, REGISTER_LINES));
                 }
             }
             for (row_tile, weights) in (start..).zip(&mut weights[..count]) {
-                let first = row_tile * UNIT_ROWS;
-                hide::<Avx512, E, UNIT_ROWS>(tile, rows, first, weights);
-                soften::<Avx512, UNIT_ROWS>(rows, first, weights);
+                let first = row_tile * MATRIX_ROWS;
+                hide::<Avx512, E, MATRIX_ROWS>(tile, rows, first, weights);
+                soften::<Avx512, MATRIX_ROWS>(rows, first, weights);
                 split_weights(weights);
                 shrink(rows.output[first * head_size..].as_mut_ptr(), head_size, &weights.of_earlier);
             }
+            let output = rows.output.as_mut_ptr();
             for column in (0..head_size / LANES).step_by(PAIR) {
                 for pair in pairs() {
                     let weights = pair.map(|at| weights[at].of_tokens.as_ptr().cast());
-                    let at = |row_tile| row_tile * UNIT_ROWS * head_size + column * LANES;
-                    let output = pair.map(|pair| rows.output[at(start + pair)..].as_mut_ptr().cast());
+                    let at = |row_tile| row_tile * MATRIX_ROWS * head_size + column * LANES;
+                    let output = pair.map(|pair| output.wrapping_add(at(start + pair)).cast());
                     let block = column / COLUMNS * (GROUPS_PER_TILE / 2) * COLUMNS + column % COLUMNS;
-                    let values = values[block * PARTS * BLOCK..].as_ptr();
+                    let values = values[block * PARTS * REGISTER_LINES..].as_ptr();
                     multiply::<true>(weights, values, GROUPS_PER_TILE / 2, output, (head_size / LANES, 1));
                 }
             }
@@ -165,18 +170,18 @@ pub(super) unsafe fn attend_tile<E: KvElement>(
     }
 }
 
-/// Makes the columns of scores: `[D / DEPTH, group, PARTS]` blocks.
+/// Makes the columns of scores: `[D / DEPTH, group, PARTS]` registers.
 ///
 /// # Safety
 /// The CPU has AVX-512F; the tiles have passed their checks, and `to` has room for their keys.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn split_keys<E: KvElement>(tile: &Tile<'_, E>, ahead: &Tile<'_, E>, head_size: usize, to: &mut [Line]) {
-    for (step, blocks) in to.chunks_exact_mut(GROUPS_PER_TILE * PARTS * BLOCK).enumerate() {
+    for (step, blocks) in to.chunks_exact_mut(GROUPS_PER_TILE * PARTS * REGISTER_LINES).enumerate() {
         debug_assert!(step < head_size / DEPTH);
-        for (group, blocks) in blocks.chunks_exact_mut(PARTS * BLOCK).enumerate() {
+        for (group, blocks) in blocks.chunks_exact_mut(PARTS * REGISTER_LINES).enumerate() {
             let (keys, keys_ahead) = (tile.groups[group].keys.as_ptr(), ahead.groups[group].keys.as_ptr());
-            for line in 0..BLOCK {
+            for line in 0..REGISTER_LINES {
                 let dims = [step * DEPTH + line, step * DEPTH + LANES + line];
                 // SAFETY: dimensions are the head's, whose keys the group has, by the caller's promise.
                 unsafe {
@@ -192,8 +197,9 @@ unsafe fn split_keys<E: KvElement>(tile: &Tile<'_, E>, ahead: &Tile<'_, E>, head
     }
 }
 
-/// Makes the columns of values: `[D / UNIT_DIMS, half of the tile, COLUMNS, PARTS]` blocks. Tokens that no row sees are 0,
-/// whatever is in memory there: their weights are 0, and must stay so.
+/// Makes the columns of values: `[D / MATRIX_DIMS, half of the tile, COLUMNS, PARTS]` registers. Tokens that no row sees are 0,
+/// whatever is in memory there: their weights are 0, and must stay so. A value that is no number makes the whole tile's rows none,
+/// those before it too: a broken model is seen.
 ///
 /// # Safety
 /// As [`split_keys`]'s.
@@ -208,7 +214,7 @@ unsafe fn split_values<E: KvElement>(
 ) {
     let row_len = E::row_len(head_size);
     for half in 0..GROUPS_PER_TILE / 2 {
-        for line in 0..BLOCK {
+        for line in 0..REGISTER_LINES {
             let tokens = [2 * half, 2 * half + 1].map(|group| {
                 let is_seen = (seen.num_hidden[group]..seen.num_shown[group]).contains(&line);
                 let ahead = ahead.groups[group].values.as_ptr().wrapping_add(line * row_len);
@@ -222,17 +228,17 @@ unsafe fn split_values<E: KvElement>(
                         values.map_or(Avx512::splat(0.0), |values| E::load_values(values, column))
                     });
                     let block = (column / COLUMNS * (GROUPS_PER_TILE / 2) + half) * COLUMNS + column % COLUMNS;
-                    store_pair(pair, in_both(to[block * PARTS * BLOCK..].as_mut_ptr(), line));
+                    store_pair(pair, in_both(to[block * PARTS * REGISTER_LINES..].as_mut_ptr(), line));
                 }
             }
         }
     }
 }
 
-/// Makes weights the rows that [`split_values`] is multiplied by, in their place: `[half of the tile, PARTS]` blocks.
+/// Makes weights the rows that [`split_values`] is multiplied by, in their place: `[half of the tile, PARTS]` registers.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn split_weights(weights: &mut Weights<UNIT_ROWS>) {
+fn split_weights(weights: &mut Weights<MATRIX_ROWS>) {
     let (halves, _) = weights.of_tokens.as_chunks_mut::<2>();
     for [low, high] in halves {
         for (low, high) in low.iter_mut().zip(high) {
@@ -245,13 +251,13 @@ fn split_weights(weights: &mut Weights<UNIT_ROWS>) {
     }
 }
 
-/// Multiplies [`UNIT_ROWS`] rows of `output` by what each has in `factors`.
+/// Multiplies [`MATRIX_ROWS`] rows of `output` by what each has in `factors`.
 ///
 /// # Safety
 /// The CPU has AVX-512F; the rows are there.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn shrink(output: *mut f32, head_size: usize, factors: &[f32; UNIT_ROWS]) {
+unsafe fn shrink(output: *mut f32, head_size: usize, factors: &[f32; MATRIX_ROWS]) {
     for (row, factor) in factors.iter().enumerate() {
         // Most maxima stay.
         if factor.to_bits() == 1.0_f32.to_bits() {
@@ -275,8 +281,8 @@ unsafe fn shrink(output: *mut f32, head_size: usize, factors: &[f32; UNIT_ROWS])
 /// `ADDS`. From row to row and from 16 columns to the next 16 they are so many lines apart.
 ///
 /// # Safety
-/// The unit is set up; either of `rows` has `[num_steps, PARTS]` blocks, `columns` `[num_steps, COLUMNS, PARTS]` of which it is the
-/// first or the third column, and `sums` are there.
+/// The unit is set up; either of `rows` has `[num_steps, PARTS]` registers, `columns` `[num_steps, COLUMNS, PARTS]` from the first or
+/// the third column on, and `sums` are there.
 #[inline]
 unsafe fn multiply<const ADDS: bool>(
     rows: [*const Line; PAIR],
@@ -356,6 +362,9 @@ unsafe fn multiply<const ADDS: bool>(
     }
 }
 
-const _: () = assert!(BLOCK * size_of::<Line>() == 1024 && UNIT_ROWS == BLOCK && UNIT_ROWS == LANES);
-const _: () = assert!(COLUMNS == GROUPS_PER_TILE && COLUMNS * LANES == UNIT_DIMS && UNIT_DIMS.is_multiple_of(DEPTH));
-const _: () = assert!(size_of::<[[f32; LANES]; UNIT_ROWS]>() == BLOCK * size_of::<Line>());
+const _: () = assert!(RUN_LEN == DEPTH, "a scale is that of a step's keys");
+const _: () =
+    assert!(REGISTER_LINES * size_of::<Line>() == 1024 && MATRIX_ROWS == REGISTER_LINES && MATRIX_ROWS == LANES);
+const _: () =
+    assert!(COLUMNS == GROUPS_PER_TILE && COLUMNS * LANES == MATRIX_DIMS && MATRIX_DIMS.is_multiple_of(DEPTH));
+const _: () = assert!(size_of::<[[f32; LANES]; MATRIX_ROWS]>() == REGISTER_LINES * size_of::<Line>());

@@ -2,7 +2,8 @@
 //!
 //! Works on one [`Tile`] of KV and some [`Rows`] of queries at a time; knows no batch, block table or thread. Every
 //! row's arithmetic is a fixed sequence of operations per tile, whatever rows are computed beside it: the reason why a
-//! sequence gets the same bits alone, in a batch, prefilled at once, in chunks or token by token.
+//! sequence gets the same bits alone, in a batch, prefilled at once, in chunks or token by token. There are two such
+//! sequences: vector registers' (`tile`), and the CPU's matrix unit's (`amx`). Who calls says which.
 
 #![expect(clippy::inline_always, reason = "lanes are registers only inside a function with their target feature")]
 
@@ -10,6 +11,9 @@
 mod amx;
 mod element;
 mod lanes;
+// One file for both crates of kernels.
+#[path = "../../../mistralrs-quant/src/kernels/matrix_unit.rs"]
+mod matrix_unit;
 mod memory;
 mod q8;
 mod tile;
@@ -22,7 +26,6 @@ use std::ops::Range;
 pub(crate) use element::KvElement;
 use lanes::Portable;
 pub(crate) use memory::{ClaimedChunks, Claims, LazyPool, Line, Stripes, line_floats, line_floats_mut};
-use mistralrs_quant::matrix_unit;
 pub(crate) use q8::{Q8, RUN_LEN};
 pub(crate) use write::{HeadRows, HeadSlots};
 
@@ -35,9 +38,9 @@ pub(crate) const TILE_LEN: usize = LANES * GROUPS_PER_TILE;
 /// Rows computed at once: 6 x 4 sums, a query and four keys just fit 32 vector registers.
 const MAX_ROWS_AT_ONCE: usize = 6;
 /// Rows that the CPU's matrix unit computes at once: units of work for it have as many, or a multiple.
-pub(crate) const UNIT_ROWS: usize = 16;
+pub(crate) const MATRIX_ROWS: usize = 16;
 /// Head sizes that the unit takes are multiples of this: four of its registers of values.
-const UNIT_DIMS: usize = 4 * LANES;
+const MATRIX_DIMS: usize = 4 * LANES;
 /// A maximum below any score. Finite, so that `score - LOWEST` is never `-inf - -inf`.
 pub(crate) const LOWEST: f32 = f32::MIN;
 
@@ -109,7 +112,7 @@ pub(crate) fn padded(head_size: usize) -> usize {
 /// Query rows and their unfinished softmax: after all tiles, `output / sum of sums` is the attention.
 pub(crate) struct Rows<'a> {
     pub(crate) head_size: usize,
-    /// `[rows, D]`, scaled by the softmax scale and log2(e): weights are powers of two here.
+    /// `[rows, D]`, scaled by the softmax scale and log2(e): weights are powers of two here. The matrix unit does not read it.
     pub(crate) query: &'a [f32],
     /// `[rows]`, rising: tokens each row sees, from the start of its sequence.
     pub(crate) num_visible: &'a [usize],
@@ -140,16 +143,16 @@ impl Rows<'_> {
 }
 
 /// What the matrix unit reads in place of floats: each in two bf16, of which the second is what the first leaves.
-pub(crate) struct UnitOperands<'a> {
+pub(crate) struct MatrixOperands<'a> {
     /// Of [`query_lines`], made by [`split_query`] in place of [`Rows::query`].
     pub(crate) query: &'a [Line],
     /// Of [`kv_lines`]; a tile's keys and values are put here.
     pub(crate) kv: &'a mut [Line],
 }
 
-/// Whether prompts' rows can be computed by the CPU's matrix unit.
-pub(crate) fn has_matrix_unit(head_size: usize) -> bool {
-    matrix_unit::is_available() && head_size.is_multiple_of(UNIT_DIMS)
+/// Whether the CPU has a matrix unit, and rows of `head_size` can be computed by it.
+pub(crate) fn matrix_unit_takes(head_size: usize) -> bool {
+    matrix_unit::is_available() && head_size.is_multiple_of(MATRIX_DIMS)
 }
 
 /// Lines of `num_rows` queries for the matrix unit.
@@ -162,30 +165,32 @@ pub(crate) fn kv_lines(head_size: usize) -> usize {
     2 * query_lines(TILE_LEN, head_size)
 }
 
-/// Makes `lines`, of [`query_lines`], of `query` `[rows, D]` times `scale`, whole [`UNIT_ROWS`] of a D that [`has_matrix_unit`].
+/// Makes `lines`, of [`query_lines`], of `query` `[rows, D]` times `scale`, whole [`MATRIX_ROWS`] of a D that [`matrix_unit_takes`].
 pub(crate) fn split_query(query: &[f32], (head_size, scale): (usize, f32), lines: &mut [Line]) {
     let num_rows = query.len() / head_size;
-    assert!(has_matrix_unit(head_size) && num_rows.is_multiple_of(UNIT_ROWS));
+    assert!(matrix_unit_takes(head_size) && num_rows.is_multiple_of(MATRIX_ROWS));
     assert!(query.len() == num_rows * head_size && lines.len() == query_lines(num_rows, head_size));
     // SAFETY: there is a unit, and with it AVX-512F; sizes were checked.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         amx::split_query(query, (head_size, scale), lines);
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("there is no matrix unit for queries times {scale}")
 }
 
-/// As [`Isa::attend_tile`], by the matrix unit. Rows are whole [`UNIT_ROWS`], of a head size that [`has_matrix_unit`].
-pub(crate) fn attend_tile_by_unit<E: KvElement>(
+/// As [`Isa::attend_tile`], by the matrix unit. Rows are whole [`MATRIX_ROWS`], of a head size that [`matrix_unit_takes`].
+pub(crate) fn attend_tile_by_matrix_unit<E: KvElement>(
     tile: &Tile<'_, E>,
     ahead: &Tile<'_, E>,
     rows: &mut Rows<'_>,
-    operands: &mut UnitOperands<'_>,
+    operands: &mut MatrixOperands<'_>,
 ) {
     tile.check(rows.head_size);
     ahead.check(rows.head_size);
     rows.check();
     let num_rows = rows.num_visible.len();
-    assert!(has_matrix_unit(rows.head_size) && num_rows.is_multiple_of(UNIT_ROWS));
+    assert!(matrix_unit_takes(rows.head_size) && num_rows.is_multiple_of(MATRIX_ROWS));
     assert_eq!(operands.query.len(), query_lines(num_rows, rows.head_size));
     assert_eq!(operands.kv.len(), kv_lines(rows.head_size));
     // SAFETY: there is a unit, and with it AVX-512F; buffers were checked above.
@@ -193,6 +198,8 @@ pub(crate) fn attend_tile_by_unit<E: KvElement>(
     unsafe {
         amx::attend_tile(tile, ahead, rows, operands);
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("there is no matrix unit for {num_rows} rows")
 }
 
 /// An instruction set that this CPU has: values come from [`Isa::best`] and [`Isa::all`] only.

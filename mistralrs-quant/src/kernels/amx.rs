@@ -3,7 +3,8 @@
 //! Weights are widened to bf16 a part of the inputs at a time, for as many tiles as a unit of work has. A part stays in
 //! the second-level cache while all rows of the unit pass over it, and their sums wait for the next one. Of each block of 32
 //! inputs the unit sums the even and the odd ones in f32, adds both, and adds that to what the blocks before gave. Parts are whole
-//! blocks, so a sum has the same bits whatever the parts, the other rows or the unit of work. Source: Intel 64 and IA-32
+//! blocks, and a sum starts from what it is added to, so it has the same bits whatever the parts, the other rows or the unit of
+//! work. Source: Intel 64 and IA-32
 //! Architectures Software Developer's Manual, TDPBF16PS.
 //!
 //! Registers of the unit, by number: 0 to 3 hold the sums of two tiles of rows with two tiles of outputs, 4 and 5 the
@@ -88,13 +89,13 @@ unsafe fn run_format<S: Weights>(job: &mut Bf16Job<'_>) {
         for tile in job.tiles.clone().step_by(PAIR) {
             for row_tile in job.row_tiles.clone().step_by(PAIR) {
                 // Where fewer are left the last one stands in for the one that is missing, and is not stored again.
-                let pair = |at: usize, all: &Range<usize>| [at, (at + 1).min(all.end - 1)];
+                let two_of = |at: usize, all: &Range<usize>| [at, (at + 1).min(all.end - 1)];
                 let row_bytes = job.rows.num_inputs() / BLOCK * BLOCK_BYTES;
-                let rows = pair(row_tile, &job.row_tiles).map(|row_tile| {
+                let rows = two_of(row_tile, &job.row_tiles).map(|row_tile| {
                     job.rows.bytes()[row_tile * row_bytes + first * S::BLOCKS * BLOCK_BYTES..].as_ptr()
                 });
                 let weights =
-                    pair(tile, &job.tiles).map(|tile| widened[(tile - job.tiles.start) * tile_bytes..].as_ptr());
+                    two_of(tile, &job.tiles).map(|tile| widened[(tile - job.tiles.start) * tile_bytes..].as_ptr());
                 let num_rows = (job.rows.num_rows() - row_tile * ROW_TILE)
                     .min(PAIR * ROW_TILE)
                     .min((job.row_tiles.end - row_tile) * ROW_TILE);
@@ -270,7 +271,7 @@ impl CodeFactors {
 /// null, and stores them at `to`.
 ///
 /// # Safety
-/// The unit is set up; tiles have so many blocks; there are 32 rows at `from`, and room for as many at `to`.
+/// The unit is set up; tiles have so many blocks; there are 32 rows at `from` unless it is null, and room for as many at `to`.
 #[inline]
 unsafe fn multiply(rows: [*const u8; 2], weights: [*const u8; 2], num_blocks: usize, from: Sums, to: Sums) {
     // SAFETY: the caller's promise.

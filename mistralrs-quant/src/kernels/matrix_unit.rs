@@ -1,11 +1,11 @@
-//! The CPU's matrix unit (AMX): whether there is one, and setting it up. Kernels that use it are in `amx` files, here and
-//! of attention.
+//! The CPU's matrix unit (AMX): whether there is one, and setting it up. For the `amx` kernels of this crate and of attention's, which
+//! takes this file as a module of its own: crates of kernels do not depend on each other.
 
 use std::sync::OnceLock;
 
 /// Whether the CPU has the unit, with products of bf16, and the system lets this process use it. Where that is so it has
 /// AVX-512F, BW and VNNI too.
-pub fn is_available() -> bool {
+pub(crate) fn is_available() -> bool {
     static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
     *IS_AVAILABLE.get_or_init(|| has_unit() && may_use_unit())
 }
@@ -16,7 +16,9 @@ fn has_unit() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
 
     const TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
-    super::Level::detected() == super::Level::Avx512
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vnni")
         && __cpuid(0).eax >= 7
         && __cpuid_count(7, 0).edx & TILE_AND_BF16 == TILE_AND_BF16
 }
@@ -27,7 +29,7 @@ fn has_unit() -> bool {
 }
 
 /// Asks the system, which keeps 8 KiB more for every thread that uses the unit. Source: Linux, x86/xstate.rst.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn may_use_unit() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_ulong = 18;
@@ -35,45 +37,52 @@ fn may_use_unit() -> bool {
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 fn may_use_unit() -> bool {
     false
 }
 
-/// The unit, its eight registers set up for whole tiles of 16 rows of 64 bytes until this is dropped.
 #[cfg(target_arch = "x86_64")]
-#[derive(Debug)]
-pub struct MatrixUnit(());
-
-/// What `ldtilecfg` reads.
-#[cfg(target_arch = "x86_64")]
-#[repr(C, align(64))]
-struct Shapes {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    num_rows: [u8; 16],
-}
+pub(crate) use x86::MatrixUnit;
 
 #[cfg(target_arch = "x86_64")]
-impl MatrixUnit {
-    /// # Safety
-    /// [`is_available`], and this thread has not set it up already.
-    pub unsafe fn set_up() -> Self {
-        let mut shapes = Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], num_rows: [0; 16] };
-        shapes.row_bytes[..8].fill(64);
-        shapes.num_rows[..8].fill(16);
-        // SAFETY: the caller's promise; the shapes are the palette's 16 rows of 64 bytes.
-        unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) };
-        Self(())
+mod x86 {
+    use std::arch::asm;
+    use std::marker::PhantomData;
+
+    /// The unit of this thread, its eight registers set up for whole tiles of 16 rows of 64 bytes until this is dropped.
+    #[derive(Debug)]
+    #[must_use]
+    pub(crate) struct MatrixUnit(PhantomData<*const ()>);
+
+    /// What `ldtilecfg` reads.
+    #[repr(C, align(64))]
+    struct Shapes {
+        palette: u8,
+        start_row: u8,
+        reserved: [u8; 14],
+        row_bytes: [u16; 16],
+        num_rows: [u8; 16],
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-impl Drop for MatrixUnit {
-    fn drop(&mut self) {
-        // SAFETY: the unit was set up. Released, it costs the system nothing when it switches threads.
-        unsafe { std::arch::asm!("tilerelease", options(nostack, nomem)) };
+    impl MatrixUnit {
+        /// # Safety
+        /// The unit [`is_available`](super::is_available), and this thread has not set it up already.
+        pub(crate) unsafe fn set_up() -> Self {
+            let mut shapes =
+                Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], num_rows: [0; 16] };
+            shapes.row_bytes[..8].fill(64);
+            shapes.num_rows[..8].fill(16);
+            // SAFETY: the caller's promise; the shapes are the palette's 16 rows of 64 bytes.
+            unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) };
+            Self(PhantomData)
+        }
+    }
+
+    impl Drop for MatrixUnit {
+        fn drop(&mut self) {
+            // SAFETY: the unit was set up. Released, it costs the system nothing when it switches threads.
+            unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        }
     }
 }

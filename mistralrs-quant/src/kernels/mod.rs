@@ -11,7 +11,7 @@ mod avx2;
 mod avx512;
 mod elementwise;
 mod lanes;
-pub mod matrix_unit;
+pub(crate) mod matrix_unit;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod product;
