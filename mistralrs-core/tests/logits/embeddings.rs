@@ -362,7 +362,7 @@ async fn a_batch_whose_client_leaves_frees_everything() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutdown_lets_a_batch_finish_that_has_begun_and_refuses_the_next() {
     // A window of one text, so that the engine is idle between any two.
-    let drain_timeout = Duration::from_secs(600);
+    let drain_timeout = Duration::from_mins(10);
     let config = EngineConfig { max_num_batched_tokens: 16, max_num_seqs: 1, drain_timeout, ..config(Pooling::Mean) };
     let bench = start(&config);
     let model = bench.model.clone();

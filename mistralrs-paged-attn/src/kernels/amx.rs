@@ -125,8 +125,13 @@ pub(super) unsafe fn attend_tile<E: KvElement>(
         num_visible[first + MATRIX_ROWS - 1] > tokens.start && rows.first_seen(first) < tokens.end
     };
     // Neighbours, since the more a row sees at the end, the less it sees at the start.
-    let seen_tiles = (0..num_visible.len() / MATRIX_ROWS).filter(is_seen);
-    let seen_tiles = seen_tiles.clone().next().unwrap_or_default()..seen_tiles.last().map_or(0, |last| last + 1);
+    let mut seen_tiles = (0..num_visible.len() / MATRIX_ROWS).filter(is_seen);
+    let Some(first_seen) = seen_tiles.next() else { return };
+    let seen_tiles = first_seen..seen_tiles.next_back().unwrap_or(first_seen) + 1;
+    #[expect(
+        clippy::large_stack_arrays,
+        reason = "16 KiB: a third of the first-level cache, which is where it shall be"
+    )]
     let mut weights = [Weights::<MATRIX_ROWS>::ZERO; ROW_TILES_AT_ONCE];
     // SAFETY: the caller's promise: buffers are of these sizes.
     unsafe {
@@ -294,18 +299,13 @@ unsafe fn multiply<const ADDS: bool>(
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
-            "test {adds}, {adds}",
-            "jz 3f",
+            "test {adds}, {adds}; jz 3f",
             "tileloadd tmm0, [{sums} + {row_bytes}]",
             "tileloadd tmm1, [{next_sums} + {row_bytes}]",
             "tileloadd tmm2, [{other_sums} + {row_bytes}]",
             "tileloadd tmm3, [{other_next_sums} + {row_bytes}]",
             "jmp 2f",
-            "3:",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
+            "3: tilezero tmm0; tilezero tmm1; tilezero tmm2; tilezero tmm3",
             "2:",
             "tileloadd tmm4, [{row} + {line}]",
             "tileloadd tmm6, [{columns} + {line}]",
@@ -329,11 +329,8 @@ unsafe fn multiply<const ADDS: bool>(
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {row}, 2048",
-            "add {other_row}, 2048",
-            "add {columns}, 8192",
-            "dec {num_steps}",
-            "jnz 2b",
+            "add {row}, 2048; add {other_row}, 2048; add {columns}, 8192",
+            "dec {num_steps}; jnz 2b",
             "tilestored [{sums} + {row_bytes}], tmm0",
             "tilestored [{next_sums} + {row_bytes}], tmm1",
             "tilestored [{other_sums} + {row_bytes}], tmm2",

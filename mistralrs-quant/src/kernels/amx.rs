@@ -161,10 +161,10 @@ impl Pair {
     #[inline]
     fn results(&self, buffer: &mut [u8]) -> Sums {
         (0..self.num_rows).for_each(|row| self.target.prefetch::<Avx512Lanes, PAIR>(row));
-        match self.is_whole() {
-            true => Sums { at: self.target.at.cast(), row_bytes: self.target.stride * size_of::<f32>() },
-            false => Sums { at: buffer.as_mut_ptr(), row_bytes: SUMS_ROW_BYTES },
+        if self.is_whole() {
+            return Sums { at: self.target.at.cast(), row_bytes: self.target.stride * size_of::<f32>() };
         }
+        Sums { at: buffer.as_mut_ptr(), row_bytes: SUMS_ROW_BYTES }
     }
 
     /// Takes results from the buffer, if they are there.
