@@ -55,6 +55,7 @@ def main():
     results = {}
     for model in options.models:
         rounds = {name: [] for name in runners(options)}
+        read_once(model)
         for round_number in range(options.rounds):
             for name in rotated(list(rounds), round_number):
                 rounds[name].append(measure(name, model, options))
@@ -65,6 +66,13 @@ def main():
         # After each model: a night's figures shall not hang on its last hour.
         if options.output:
             options.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def read_once(model):
+    """Brings the file into the page cache: whoever comes first shall not pay for the disk."""
+    with model.open("rb") as file:
+        while file.read(1 << 24):
+            pass
 
 
 def parse_options():
