@@ -55,11 +55,11 @@ pub(super) unsafe fn split_query(query: &[f32], (head_size, scale): (usize, f32)
     let to = lines.chunks_exact_mut(head_size / DEPTH * PARTS * REGISTER_LINES);
     for (rows, lines) in tiles.zip(to) {
         for (index, row) in rows.chunks_exact(head_size).enumerate() {
-            for (row, blocks) in row.chunks_exact(DEPTH).zip(lines.chunks_exact_mut(PARTS * REGISTER_LINES)) {
-                // SAFETY: a depth is two vectors, and there are two blocks of as many lines as rows.
+            for (row, registers) in row.chunks_exact(DEPTH).zip(lines.chunks_exact_mut(PARTS * REGISTER_LINES)) {
+                // SAFETY: a depth is two vectors, and there are two registers of as many lines as rows.
                 unsafe {
                     let scaled = |at: usize| Avx512::load(row[at..].as_ptr()).mul(Avx512::splat(scale));
-                    store_pair([scaled(0), scaled(LANES)], in_both(blocks.as_mut_ptr(), index));
+                    store_pair([scaled(0), scaled(LANES)], in_both(registers.as_mut_ptr(), index));
                 }
             }
         }
@@ -165,8 +165,8 @@ pub(super) unsafe fn attend_tile<E: KvElement>(
                     let weights = pair.map(|at| weights[at].of_tokens.as_ptr().cast());
                     let at = |row_tile| row_tile * MATRIX_ROWS * head_size + column * LANES;
                     let output = pair.map(|pair| output.wrapping_add(at(start + pair)).cast());
-                    let block = column / COLUMNS * (GROUPS_PER_TILE / 2) * COLUMNS + column % COLUMNS;
-                    let values = values[block * PARTS * REGISTER_LINES..].as_ptr();
+                    let register = column / COLUMNS * (GROUPS_PER_TILE / 2) * COLUMNS + column % COLUMNS;
+                    let values = values[register * PARTS * REGISTER_LINES..].as_ptr();
                     multiply::<true>(weights, values, GROUPS_PER_TILE / 2, output, (head_size / LANES, 1));
                 }
             }
@@ -182,9 +182,9 @@ pub(super) unsafe fn attend_tile<E: KvElement>(
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn split_keys<E: KvElement>(tile: &Tile<'_, E>, ahead: &Tile<'_, E>, head_size: usize, to: &mut [Line]) {
-    for (step, blocks) in to.chunks_exact_mut(GROUPS_PER_TILE * PARTS * REGISTER_LINES).enumerate() {
+    for (step, registers) in to.chunks_exact_mut(GROUPS_PER_TILE * PARTS * REGISTER_LINES).enumerate() {
         debug_assert!(step < head_size / DEPTH);
-        for (group, blocks) in blocks.chunks_exact_mut(PARTS * REGISTER_LINES).enumerate() {
+        for (group, registers) in registers.chunks_exact_mut(PARTS * REGISTER_LINES).enumerate() {
             let (keys, keys_ahead) = (tile.groups[group].keys.as_ptr(), ahead.groups[group].keys.as_ptr());
             for line in 0..REGISTER_LINES {
                 let dims = [step * DEPTH + line, step * DEPTH + LANES + line];
@@ -195,7 +195,7 @@ unsafe fn split_keys<E: KvElement>(tile: &Tile<'_, E>, ahead: &Tile<'_, E>, head
                         let scale = E::key_scale::<Avx512>(keys, step * DEPTH);
                         E::load_keys::<Avx512>(keys.add(E::key_offset(dim)), scale)
                     });
-                    store_pair(pair, in_both(blocks.as_mut_ptr(), line));
+                    store_pair(pair, in_both(registers.as_mut_ptr(), line));
                 }
             }
         }
@@ -232,8 +232,8 @@ unsafe fn split_values<E: KvElement>(
                         Avx512::prefetch(ahead.wrapping_add(E::value_offset(column)));
                         values.map_or(Avx512::splat(0.0), |values| E::load_values(values, column))
                     });
-                    let block = (column / COLUMNS * (GROUPS_PER_TILE / 2) + half) * COLUMNS + column % COLUMNS;
-                    store_pair(pair, in_both(to[block * PARTS * REGISTER_LINES..].as_mut_ptr(), line));
+                    let register = (column / COLUMNS * (GROUPS_PER_TILE / 2) + half) * COLUMNS + column % COLUMNS;
+                    store_pair(pair, in_both(to[register * PARTS * REGISTER_LINES..].as_mut_ptr(), line));
                 }
             }
         }
@@ -247,7 +247,7 @@ fn split_weights(weights: &mut Weights<MATRIX_ROWS>) {
     let (halves, _) = weights.of_tokens.as_chunks_mut::<2>();
     for [low, high] in halves {
         for (low, high) in low.iter_mut().zip(high) {
-            // SAFETY: each is a vector, and a line. Those of the first and of the second group are a block apart.
+            // SAFETY: each is a vector, and a line. Those of the first and of the second group are a register apart.
             unsafe {
                 let pair = [Avx512::load(low.as_ptr()), Avx512::load(high.as_ptr())];
                 store_pair(pair, [low.as_mut_ptr().cast(), high.as_mut_ptr().cast()]);
