@@ -24,6 +24,7 @@ const EXP2: [f32; 5] = [std::f32::consts::LN_2, 0.240_222_8, 0.055_505_6, 0.009_
 ///
 /// # Safety
 /// The CPU must have the features of `L`; `tile` and `rows` must have passed their checks for the same head size.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) unsafe fn attend_wide<L: Lanes, E: KvElement>(tile: &Tile<'_, E>, ahead: &Tile<'_, E>, rows: &mut Rows<'_>) {
     let mut first = 0;
