@@ -16,8 +16,8 @@ use crate::kernels::{GROUPS_PER_TILE, MATRIX_ROWS, matrix_unit_takes};
 pub(super) const TILES_PER_SPAN: usize = 4;
 /// Query rows per unit: queries and outputs of 48 rows of 64 stay in 48 KiB of L1 beside a KV tile.
 const MAX_ROWS_PER_TILE: usize = 48;
-/// The same where the CPU's matrix unit computes them: each KV tile has to be made ready for it, a tenth of the time that these rows
-/// take. Still some units for each thread with prompts of a few hundred tokens.
+/// The same where the CPU's matrix unit computes them: each KV tile has to be made ready for it, once for all these rows. Prompts of a
+/// few hundred tokens still give each thread some units.
 const MAX_MATRIX_ROWS_PER_TILE: usize = 12 * MATRIX_ROWS;
 /// What reading a KV tile from memory costs, in rows computed over it.
 const READ_COST: usize = 4;

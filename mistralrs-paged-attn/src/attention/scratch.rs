@@ -131,24 +131,23 @@ impl Scratch {
                 };
                 let current = step.kv_tile(tile, kv_head, kv_tile * GROUPS_PER_TILE);
                 let ahead = step.kv_tile(tile, next_head, next_tile * GROUPS_PER_TILE);
-                let (mut rows, mut operands) = self.head_rows(index, step.window);
-                if tile.is_by_matrix_unit {
-                    attend_tile_by_matrix_unit(&current, &ahead, &mut rows, &mut operands);
-                } else {
-                    step.storage.isa().attend_tile(&current, &ahead, &mut rows);
+                match self.head_rows(tile, index, step.window) {
+                    (mut rows, Some(mut operands)) => {
+                        attend_tile_by_matrix_unit(&current, &ahead, &mut rows, &mut operands);
+                    }
+                    (mut rows, None) => step.storage.isa().attend_tile(&current, &ahead, &mut rows),
                 }
             }
         }
     }
 
-    /// Rows of the tile's KV head `index`, and what the matrix unit reads in their place if it computes them.
-    fn head_rows(&mut self, index: usize, window: usize) -> (Rows<'_>, MatrixOperands<'_>) {
+    /// Rows of `tile`'s KV head `index`, and what the matrix unit reads in their place if it computes them.
+    fn head_rows(&mut self, tile: &QueryTile, index: usize, window: usize) -> (Rows<'_>, Option<MatrixOperands<'_>>) {
         let (num_rows, head_size) = (self.num_visible.len(), self.geometry.head_size);
         let rows = |row_len: usize| index * num_rows * row_len..(index + 1) * num_rows * row_len;
-        let operands = MatrixOperands {
-            query: self.matrix_query.get(rows(query_lines(1, head_size))).unwrap_or_default(),
-            kv: &mut self.matrix_kv,
-        };
+        let operands = tile.is_by_matrix_unit.then_some((&self.matrix_query, &mut self.matrix_kv));
+        let operands =
+            operands.map(|(query, kv)| MatrixOperands { query: &query[rows(query_lines(1, head_size))], kv });
         let rows = Rows {
             head_size,
             query: &self.query[rows(head_size)],

@@ -19,6 +19,7 @@ use std::arch::x86_64::{
     _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_maskz_mov_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32,
     _mm512_set1_ps, _mm512_srli_epi32, _mm512_store_si512, _mm512_sub_ps,
 };
+use std::ops::Range;
 
 use super::lanes::Lanes;
 use super::matrix_unit::MatrixUnit;
@@ -115,19 +116,13 @@ pub(super) unsafe fn attend_tile<E: KvElement>(
     rows: &mut Rows<'_>,
     operands: &mut MatrixOperands<'_>,
 ) {
-    let (head_size, num_visible, window) = (rows.head_size, rows.num_visible, rows.window);
-    let Some(seen) = tile.seen_by(num_visible, window) else { return };
+    let head_size = rows.head_size;
+    let (Some(seen), Some(seen_tiles)) = (tile.seen_by(rows.num_visible, rows.window), seen_row_tiles(tile, rows))
+    else {
+        return;
+    };
     let (keys, values) = operands.kv.split_at_mut(operands.kv.len() / 2);
     let query_tile = query_lines(MATRIX_ROWS, head_size);
-    let tokens = tile.tokens();
-    let is_seen = |row_tile: &usize| {
-        let first = row_tile * MATRIX_ROWS;
-        num_visible[first + MATRIX_ROWS - 1] > tokens.start && rows.first_seen(first) < tokens.end
-    };
-    // Neighbours, since the more a row sees at the end, the less it sees at the start.
-    let mut seen_tiles = (0..num_visible.len() / MATRIX_ROWS).filter(is_seen);
-    let Some(first_seen) = seen_tiles.next() else { return };
-    let seen_tiles = first_seen..seen_tiles.next_back().unwrap_or(first_seen) + 1;
     #[expect(
         clippy::large_stack_arrays,
         reason = "16 KiB: a third of the first-level cache, which is where it shall be"
@@ -135,7 +130,7 @@ pub(super) unsafe fn attend_tile<E: KvElement>(
     let mut weights = [Weights::<MATRIX_ROWS>::ZERO; ROW_TILES_AT_ONCE];
     // SAFETY: the caller's promise: buffers are of these sizes.
     unsafe {
-        split_keys(tile, ahead, head_size, keys);
+        split_keys(tile, ahead, keys);
         split_values(tile, ahead, head_size, &seen, values);
         let unit = MatrixUnit::set_up();
         for start in seen_tiles.clone().step_by(ROW_TILES_AT_ONCE) {
@@ -175,15 +170,26 @@ pub(super) unsafe fn attend_tile<E: KvElement>(
     }
 }
 
+/// Which sixteens of rows see a token of the tile: neighbours, since the more a row sees at the end, the less it sees at the
+/// start.
+fn seen_row_tiles<E: KvElement>(tile: &Tile<'_, E>, rows: &Rows<'_>) -> Option<Range<usize>> {
+    let tokens = tile.tokens();
+    let mut seen = (0..rows.num_visible.len() / MATRIX_ROWS).filter(|row_tile| {
+        let first = row_tile * MATRIX_ROWS;
+        rows.num_visible[first + MATRIX_ROWS - 1] > tokens.start && rows.first_seen(first) < tokens.end
+    });
+    let first = seen.next()?;
+    Some(first..seen.next_back().unwrap_or(first) + 1)
+}
+
 /// Makes the columns of scores: `[D / DEPTH, group, PARTS]` registers.
 ///
 /// # Safety
 /// The CPU has AVX-512F; the tiles have passed their checks, and `to` has room for their keys.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn split_keys<E: KvElement>(tile: &Tile<'_, E>, ahead: &Tile<'_, E>, head_size: usize, to: &mut [Line]) {
+unsafe fn split_keys<E: KvElement>(tile: &Tile<'_, E>, ahead: &Tile<'_, E>, to: &mut [Line]) {
     for (step, registers) in to.chunks_exact_mut(GROUPS_PER_TILE * PARTS * REGISTER_LINES).enumerate() {
-        debug_assert!(step < head_size / DEPTH);
         for (group, registers) in registers.chunks_exact_mut(PARTS * REGISTER_LINES).enumerate() {
             let (keys, keys_ahead) = (tile.groups[group].keys.as_ptr(), ahead.groups[group].keys.as_ptr());
             for line in 0..REGISTER_LINES {
@@ -307,28 +313,18 @@ unsafe fn multiply<const ADDS: bool>(
             "jmp 2f",
             "3: tilezero tmm0; tilezero tmm1; tilezero tmm2; tilezero tmm3",
             "2:",
-            "tileloadd tmm4, [{row} + {line}]",
-            "tileloadd tmm6, [{columns} + {line}]",
-            "tileloadd tmm5, [{other_row} + {line}]",
-            "tileloadd tmm7, [{columns} + {line} + 2048]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm4, [{row} + {line}]; tileloadd tmm6, [{columns} + {line}]",
+            "tileloadd tmm5, [{other_row} + {line}]; tileloadd tmm7, [{columns} + {line} + 2048]",
+            "tdpbf16ps tmm0, tmm4, tmm6; tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7; tdpbf16ps tmm3, tmm5, tmm7",
             "tileloadd tmm6, [{columns} + {line} + 1024]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm0, tmm4, tmm6; tdpbf16ps tmm2, tmm5, tmm6",
             "tileloadd tmm7, [{columns} + {line} + 3072]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "tileloadd tmm4, [{row} + {line} + 1024]",
-            "tileloadd tmm6, [{columns} + {line}]",
-            "tileloadd tmm5, [{other_row} + {line} + 1024]",
-            "tileloadd tmm7, [{columns} + {line} + 2048]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tdpbf16ps tmm1, tmm4, tmm7; tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm4, [{row} + {line} + 1024]; tileloadd tmm6, [{columns} + {line}]",
+            "tileloadd tmm5, [{other_row} + {line} + 1024]; tileloadd tmm7, [{columns} + {line} + 2048]",
+            "tdpbf16ps tmm0, tmm4, tmm6; tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7; tdpbf16ps tmm3, tmm5, tmm7",
             "add {row}, 2048; add {other_row}, 2048; add {columns}, 8192",
             "dec {num_steps}; jnz 2b",
             "tilestored [{sums} + {row_bytes}], tmm0",
