@@ -10,7 +10,8 @@ use mistralrs_quant::{
 };
 
 use super::norm::RmsNorm;
-use super::rows::{Matrix, MatrixMut, Pool};
+use super::pool::Pool;
+use super::rows::{Matrix, MatrixMut};
 
 /// A weight `[N, K]`: of a projection, or the token table, or both when the head is tied.
 #[derive(Debug)]

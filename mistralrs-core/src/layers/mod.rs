@@ -10,6 +10,7 @@ pub mod attention;
 pub mod linear;
 pub mod mlp;
 pub mod norm;
+mod pool;
 pub mod rotary;
 mod rows;
 

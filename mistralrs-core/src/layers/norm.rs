@@ -3,7 +3,8 @@
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 use mistralrs_quant::Source;
 
-use super::rows::{Matrix, MatrixMut, Pool};
+use super::pool::Pool;
+use super::rows::{Matrix, MatrixMut};
 
 /// `y = x / sqrt(mean(x²) + eps) · w`. Source: Zhang & Sennrich 2019 (arXiv:1910.07467).
 #[derive(Debug, Clone)]

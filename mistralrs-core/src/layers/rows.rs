@@ -5,25 +5,13 @@
 
 use std::ops::Range;
 
-use candle_core::utils::barrier_pool;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 use mistralrs_quant::Threads;
 
+use super::pool::Pool;
+
 /// Below this many elements a loop runs on the calling thread: waking the pool costs more than it saves.
 const MIN_PARALLEL_ELEMENTS: usize = 16 * 1024;
-
-/// candle's threads, which wait at a barrier: they are there within a microsecond.
-pub(super) struct Pool;
-
-impl Threads for Pool {
-    fn count(&self) -> usize {
-        barrier_pool().n_workers() + 1
-    }
-
-    fn run(&self, num_units: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
-        barrier_pool().execute_chunked(num_units, work);
-    }
-}
 
 /// A contiguous `[rows, columns]` f32 tensor's elements, in order.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +67,7 @@ impl<'a> MatrixMut<'a> {
             return;
         }
         let start = SendPointer(values.as_mut_ptr());
-        barrier_pool().execute_chunked(num_rows, |range: Range<usize>| {
+        Pool.run(num_rows, &|range| {
             for row in range {
                 // SAFETY: `row < num_rows`, so the slice is inside `values`; the pool hands every row to exactly
                 // one worker and returns only after all of them are done.

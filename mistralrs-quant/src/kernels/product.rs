@@ -330,14 +330,17 @@ pub(super) unsafe fn multiply<L: Lanes, W: Weights, const R: usize, const V: usi
     }
 }
 
-/// Bytes that stored tiles are asked for before they are read: what memory delivers while it takes to answer.
-const PREFETCH_BYTES: usize = 4096;
+/// Bytes that stored tiles are asked for before they are read: by the second-level cache, which can wait for more lines at
+/// a time than the first-level one, and then by that.
+const PREFETCH_FAR_BYTES: usize = 16 * 1024;
+const PREFETCH_BYTES: usize = 2 * 1024;
 
-/// Asks for the group that follows so far behind. Taking codes apart is so much work for each byte that the CPU does not
+/// Asks for the groups that follow so far behind. Taking codes apart is so much work for each byte that the CPU does not
 /// look far enough ahead by itself, and its prefetchers stop at the end of each page.
 #[inline(always)]
 fn prefetch_group<L: Lanes, W: Weights>(group: *const u8) {
     for line in (0..W::GROUP_BYTES).step_by(64) {
+        L::prefetch_far(group.wrapping_add(PREFETCH_FAR_BYTES + line));
         L::prefetch(group.wrapping_add(PREFETCH_BYTES + line));
     }
 }
