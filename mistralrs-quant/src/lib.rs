@@ -10,6 +10,7 @@
 //! **Never** here: tensors, files, layers, a pool of threads (see [`Threads`]).
 
 pub mod activations;
+mod bf16_product;
 pub mod bf16_rows;
 pub mod floats;
 pub mod format;
@@ -24,7 +25,7 @@ mod tile;
 pub mod weight_format;
 
 pub use activations::{Precision, QuantizedRows, RowShape, SpanSet};
-pub use bf16_rows::Bf16Rows;
+pub use bf16_rows::{Bf16Parts, Bf16Rows};
 pub use floats::{FloatFormat, FloatMatrix};
 pub use format::BlockFormat;
 pub use matrix::{BlockMatrix, Columns, NotRows};

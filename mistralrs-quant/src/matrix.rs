@@ -6,9 +6,10 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use crate::activations::{QuantizedRows, STRIP, SpanSet};
-use crate::bf16_rows::{Bf16Rows, ROW_TILE};
+use crate::bf16_product;
+use crate::bf16_rows::{Bf16Parts, Bf16Rows};
 use crate::format::{BLOCK, Block, BlockFormat};
-use crate::kernels::{self, Bf16Job, Job, Level, MAX_EXPANDED_BYTES, TILES_AT_ONCE};
+use crate::kernels::{self, Bf16Weights, Job, Level, MAX_EXPANDED_BYTES, TILES_AT_ONCE};
 use crate::packing::{self, FillPiece, MatrixShape, StoredRows};
 use crate::storage::{self, CacheLine, Storage};
 use crate::threads::{SendPointer, Threads};
@@ -31,16 +32,6 @@ fn second_level_cache_bytes() -> Option<usize> {
     // Whatever a virtual machine claims.
     (256..=16 * 1024).contains(&kilobytes).then_some(kilobytes * 1024)
 }
-
-/// Tiles of outputs that a unit of work multiplies rows of bf16 by, at most: the more, the less often rows are read. So many
-/// fit a second-level cache of 2 MB, which all CPUs with the matrix unit have, beside a part of 512 rows and all their sums.
-const MAX_BF16_TILES: usize = 16;
-
-/// Units of such a product for each thread, at least: they are not equally fast.
-const BF16_UNITS_PER_THREAD: usize = 3;
-
-/// Tiles of such rows in a unit of work.
-const BF16_ROW_TILES: usize = 512 / ROW_TILE;
 
 /// A weight `[N, K]` of quantized blocks: tiles of 16 outputs, each a run of groups of inputs; the last tile is zero-padded.
 pub struct BlockMatrix {
@@ -315,36 +306,15 @@ impl BlockMatrix {
         });
     }
 
-    /// `rows` `[T, K]`, times the weights as bf16 → `out` `[T, N]`. A row of it depends on that row alone.
+    /// `rows` `[T, K]`, each value one bf16, times the weights as bf16 → `out` `[T, N]`. A row of it depends on that row alone.
     ///
     /// # Panics
     /// If sizes differ, or the CPU does not multiply such rows ([`Bf16Rows::is_supported`]).
     pub fn matmul_bf16(&self, rows: &Bf16Rows, out: Columns<'_>, threads: &dyn Threads) {
-        assert_eq!(rows.num_inputs(), self.num_inputs, "inputs of the rows");
-        out.check(rows.num_rows(), self.num_outputs);
-        if rows.num_rows() == 0 {
-            return;
-        }
-        assert!(Bf16Rows::is_supported(), "no matrix unit for rows of bf16");
-        let out = Output::new(out, self.num_outputs);
-        let (num_tiles, num_row_tiles) = (self.num_outputs.div_ceil(TILE), rows.num_rows().div_ceil(ROW_TILE));
-        let num_chunks = num_row_tiles.div_ceil(BF16_ROW_TILES);
-        let min_runs = (BF16_UNITS_PER_THREAD * threads.count()).div_ceil(num_chunks);
-        let run_tiles = num_tiles.div_ceil(min_runs).next_multiple_of(2).min(MAX_BF16_TILES);
-        let num_runs = num_tiles.div_ceil(run_tiles);
-        threads.run(num_chunks * num_runs, &|units| {
-            for unit in units {
-                let (chunk, run) = (unit / num_runs, unit % num_runs);
-                let tiles = run * run_tiles..num_tiles.min((run + 1) * run_tiles);
-                let row_tiles = chunk * BF16_ROW_TILES..num_row_tiles.min((chunk + 1) * BF16_ROW_TILES);
-                with_scratch(kernels::bf16_scratch_bytes(tiles.len(), row_tiles.len()), |scratch| {
-                    let mut job = Bf16Job { weights: self.tiles(), rows, out, tiles, row_tiles, scratch };
-                    // SAFETY: the CPU has the unit; tiles are counted from the sizes asserted above, units are disjoint in
-                    // (row, tile), and `run` returns only after all are done.
-                    unsafe { kernels::run_bf16(&mut job) };
-                });
-            }
-        });
+        assert_eq!(rows.parts(), Bf16Parts::One, "quantized weights are one bf16, too");
+        let Tiles { bytes, format, num_groups } = self.tiles();
+        let weights = Bf16Weights { bytes, format: format.into(), num_groups };
+        bf16_product::matmul(&weights, (self.num_outputs, self.num_inputs), rows, out, threads);
     }
 
     fn num_groups(&self) -> usize {

@@ -17,7 +17,7 @@ const MAX_ROWS: usize = 70;
 const MAX_ERROR: f64 = 1e-6;
 
 /// Threads of its own for every call, with ranges in no order.
-struct Scoped(usize);
+pub(crate) struct Scoped(pub(crate) usize);
 
 impl Threads for Scoped {
     fn count(&self) -> usize {
@@ -451,7 +451,7 @@ proptest! {
 }
 
 /// Whether products of bf16 can be tested here.
-fn has_matrix_unit() -> bool {
+pub(crate) fn has_matrix_unit() -> bool {
     let is_supported = Bf16Rows::is_supported();
     if !is_supported {
         eprintln!("skipped: this CPU has no matrix unit for bf16 (AMX), or the system does not lend it");
@@ -468,7 +468,7 @@ fn bf16_product(matrix: &BlockMatrix, activations: &[f32], threads: &dyn Threads
 
 fn multiply_bf16(matrix: &BlockMatrix, activations: &[f32], out: Columns<'_>, threads: &dyn Threads) {
     let mut rows = Bf16Rows::default();
-    rows.fill(Source::Rows(activations), matrix.num_inputs(), threads);
+    rows.fill(Source::Rows(activations), (matrix.num_inputs(), Bf16Parts::One), threads);
     matrix.matmul_bf16(&rows, out, threads);
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, Error, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
 use mistralrs_quant::{
-    Bf16Rows, BlockMatrix, Columns, FillPiece, FloatMatrix, MatrixShape, Precision, QuantizedRows, RowShape, Source,
-    SpanSet, StoredRows, WeightFormat,
+    Bf16Parts, Bf16Rows, BlockMatrix, Columns, FillPiece, FloatMatrix, MatrixShape, Precision, QuantizedRows, RowShape,
+    Source, SpanSet, StoredRows, WeightFormat,
 };
 
 use super::norm::RmsNorm;
@@ -16,7 +16,7 @@ use super::rows::{Matrix, MatrixMut};
 /// A weight `[N, K]`: of a projection, or the token table, or both when the head is tied.
 #[derive(Debug)]
 pub enum WeightMatrix {
-    /// Floats, multiplied in f32.
+    /// Floats, multiplied in f32 or as exactly.
     Floats(FloatMatrix),
     /// Quantized blocks, multiplied by activations in 8 bits.
     Blocks(BlockMatrix),
@@ -86,6 +86,14 @@ impl WeightMatrix {
         }
     }
 
+    /// Whether rows of prompts are multiplied as bf16.
+    fn multiplies_bf16(&self) -> bool {
+        match self {
+            Self::Floats(matrix) => matrix.multiplies_bf16(),
+            Self::Blocks(_) => Bf16Rows::is_supported(),
+        }
+    }
+
     /// Rows `indices` of the weight, dequantized, to `out` `[indices, K]` f32.
     ///
     /// # Errors
@@ -150,7 +158,10 @@ pub struct Scratch(RefCell<Inputs>);
 #[derive(Debug, Default)]
 struct Inputs {
     quantized: QuantizedRows,
+    /// Beside quantized weights.
     bf16: Bf16Rows,
+    /// Beside floats.
+    bf16_pairs: Bf16Rows,
     floats: Vec<f32>,
 }
 
@@ -160,7 +171,7 @@ pub struct Pass<'a> {
     /// Memory.
     pub scratch: &'a Scratch,
     /// The first rows of the input that are tokens which a model generated. The others, of prompts, are many at a time: beside
-    /// quantized weights they are multiplied as bf16 where the CPU has a matrix unit for that. Which of the two a row is decides
+    /// all weights but F32, and floats of odd widths, they are multiplied as bf16 where the CPU has a matrix unit for that. Which of the two a row is decides
     /// its precision, never how many there are.
     pub num_generated_rows: usize,
 }
@@ -181,7 +192,7 @@ impl Linear {
 
     /// See [`CausalLm::computes_prompts_apart`](crate::models::CausalLm::computes_prompts_apart).
     pub fn computes_prompts_apart(&self) -> bool {
-        matches!(&*self.weight, WeightMatrix::Blocks(_)) && Bf16Rows::is_supported()
+        self.weight.multiplies_bf16()
     }
 
     /// `input` `[T, K]` f32 to `out` `[T, N]`; a row's result does not depend on the other rows.
@@ -261,8 +272,67 @@ impl Projections<'_> {
         spans.reduce(|one, other| if one == SpanSet::Whole { other } else { one })
     }
 
-    fn has_floats(&self) -> bool {
-        self.parts.iter().any(|part| matches!(&*part.weight, WeightMatrix::Floats(_)))
+    fn floats(&self) -> impl Iterator<Item = &FloatMatrix> {
+        self.parts.iter().filter_map(|part| match &*part.weight {
+            WeightMatrix::Floats(matrix) => Some(matrix),
+            WeightMatrix::Blocks(_) => None,
+        })
+    }
+
+    /// Makes `source` `[T, K]` as the parts read it: the first `num_generated` rows, and those of prompts.
+    fn make<'b>(
+        &self,
+        source: Source<'b>,
+        shape: (usize, usize),
+        num_generated: usize,
+        inputs: &'b mut Inputs,
+    ) -> Made<'b> {
+        let (num_rows, num_inputs) = shape;
+        let Inputs { quantized, bf16, bf16_pairs, floats } = inputs;
+        let (generated, prompts) = source.split_at(num_generated, num_inputs);
+        if let Some(spans) = self.spans() {
+            quantized.fill(generated, RowShape { num_inputs, spans, precision: self.precision }, &Pool);
+            bf16.fill(prompts, (num_inputs, Bf16Parts::One), &Pool);
+        }
+        if self.floats().any(FloatMatrix::multiplies_bf16) {
+            bf16_pairs.fill(prompts, (num_inputs, Bf16Parts::Two), &Pool);
+        }
+        let reads_all = self.floats().any(|matrix| !matrix.multiplies_bf16());
+        let (source, num_rows) = if reads_all { (source, num_rows) } else { (generated, num_generated) };
+        let floats = match source {
+            _ if self.floats().next().is_none() => &[][..],
+            Source::Rows(rows) => rows,
+            made => made_floats(made, (num_rows, num_inputs), floats),
+        };
+        Made { quantized, bf16, bf16_pairs, floats, num_generated }
+    }
+}
+
+/// Inputs as products read them.
+struct Made<'a> {
+    quantized: &'a QuantizedRows,
+    bf16: &'a Bf16Rows,
+    bf16_pairs: &'a Bf16Rows,
+    /// Of all rows, or of the generated ones if nobody reads others.
+    floats: &'a [f32],
+    num_generated: usize,
+}
+
+impl Made<'_> {
+    fn multiply(&self, weight: &WeightMatrix, out: Columns<'_>) {
+        match weight {
+            WeightMatrix::Floats(matrix) if matrix.multiplies_bf16() => {
+                let (generated, prompts) = out.split_at(self.num_generated);
+                matrix.matmul(&self.floats[..self.num_generated * matrix.num_inputs()], generated, &Pool);
+                matrix.matmul_bf16(self.bf16_pairs, prompts, &Pool);
+            }
+            WeightMatrix::Floats(matrix) => matrix.matmul(self.floats, out, &Pool),
+            WeightMatrix::Blocks(matrix) => {
+                let (generated, prompts) = out.split_at(self.num_generated);
+                matrix.matmul(self.quantized, generated, &Pool);
+                matrix.matmul_bf16(self.bf16, prompts, &Pool);
+            }
+        }
     }
 }
 
@@ -284,19 +354,10 @@ impl InplaceOp2 for Projections<'_> {
         if (out.num_rows, out.num_columns) != (input.num_rows, num_outputs) {
             candle_core::bail!("{} rows of {num_outputs} outputs into {out_layout:?}", input.num_rows)
         }
+        let num_generated = if Bf16Rows::is_supported() { self.pass.num_generated_rows } else { input.num_rows };
         let mut inputs = self.pass.scratch.0.borrow_mut();
-        let Inputs { quantized, bf16, floats } = &mut *inputs;
-        let num_quantized = if Bf16Rows::is_supported() { self.pass.num_generated_rows } else { input.num_rows };
-        if let Some(spans) = self.spans() {
-            let (generated, prompts) = source.split_at(num_quantized.min(input.num_rows), num_inputs);
-            quantized.fill(generated, RowShape { num_inputs, spans, precision: self.precision }, &Pool);
-            bf16.fill(prompts, num_inputs, &Pool);
-        }
-        let floats = match source {
-            _ if !self.has_floats() => &[][..],
-            Source::Rows(rows) => rows,
-            made => made_floats(made, (input.num_rows, num_inputs), floats),
-        };
+        let shape = (input.num_rows, num_inputs);
+        let made = self.make(source, shape, num_generated.min(input.num_rows), &mut inputs);
         let mut first = 0;
         for part in self.parts {
             if let (Epilogue::Add, Some(bias)) = (self.fused.1, &part.bias) {
@@ -307,14 +368,7 @@ impl InplaceOp2 for Projections<'_> {
                 Epilogue::Store => columns.with_bias(part.bias.as_deref()),
                 Epilogue::Add => columns.accumulating(),
             };
-            match &*part.weight {
-                WeightMatrix::Floats(matrix) => matrix.matmul(floats, columns, &Pool),
-                WeightMatrix::Blocks(matrix) => {
-                    let (generated, prompts) = columns.split_at(quantized.num_rows());
-                    matrix.matmul(quantized, generated, &Pool);
-                    matrix.matmul_bf16(bf16, prompts, &Pool);
-                }
-            }
+            made.multiply(&part.weight, columns);
             first += part.weight.num_outputs();
         }
         Ok(())
@@ -464,6 +518,49 @@ mod tests {
         let together = zeros((5, 55));
         FusedLinear::new(parts).forward(&input, &together, PLAIN, generated(&Scratch::default())).unwrap();
         assert_eq!(bits(&together), bits(&Tensor::cat(&apart, 1).unwrap()));
+    }
+
+    /// Wherever the generated rows end, those of prompts begin, and each part multiplies both in its own way.
+    #[test]
+    fn rows_of_both_kinds_have_the_bits_they_have_alone() {
+        let bias: Vec<f32> = (0..7).map(|index| index as f32).collect();
+        let parts = [
+            linear(Q4K, 1, (32, 256), None),
+            linear(F16, 2, (7, 256), Some(bias)),
+            linear((GgmlDType::BF16, WeightFormat::Floats(FloatFormat::Bf16)), 3, (20, 256), None),
+            linear((GgmlDType::F32, WeightFormat::Floats(FloatFormat::F32)), 4, (5, 256), None),
+        ];
+        let gated = random(5, (6, 512));
+        let scratch = Scratch::default();
+        // All parts, and those that read no row of a prompt as f32.
+        for parts in [parts.to_vec(), parts[..3].to_vec()] {
+            let num_outputs = parts.iter().map(|part| part.weight.num_outputs()).sum();
+            let projections = FusedLinear::new(parts);
+            let forward = |input: &Tensor, num_generated_rows: usize| {
+                let out = zeros((input.dim(0).unwrap(), num_outputs));
+                let pass = Pass { scratch: &scratch, num_generated_rows };
+                projections.forward(input, &out, (Prologue::SwiGlu, Epilogue::Store), pass).unwrap();
+                out
+            };
+            let rows =
+                |tensor: &Tensor, first: usize, len: usize| tensor.narrow(0, first, len).unwrap().contiguous().unwrap();
+            let kinds = [forward(&gated, 0), forward(&gated, usize::MAX)];
+            for (prompts, generated) in
+                kinds[0].to_vec2::<f32>().unwrap().iter().zip(kinds[1].to_vec2::<f32>().unwrap())
+            {
+                for (one, other) in prompts.iter().zip(generated) {
+                    assert!((one - other).abs() < 0.5 + other.abs() * 0.05, "{one} is not near {other}");
+                }
+            }
+            for num_generated in 1..6 {
+                let both = forward(&gated, num_generated);
+                let expected = Tensor::cat(
+                    &[rows(&kinds[1], 0, num_generated), rows(&kinds[0], num_generated, 6 - num_generated)],
+                    0,
+                );
+                assert_eq!(bits(&both), bits(&expected.unwrap()), "{num_generated} generated rows");
+            }
+        }
     }
 
     /// Whatever is fused: the same bits as one after the other.

@@ -1,7 +1,8 @@
 //! Float weights, and their products in f32.
 //!
 //! **The answer** is that of the widened matrix in f32: each output is one chain of fused multiply-adds over the inputs, in
-//! order. It does not depend on the tiling, the instruction set or the number of rows.
+//! order. It does not depend on the tiling, the instruction set or the number of rows. Rows of prompts can be multiplied by the
+//! CPU's matrix unit instead: each value is two bf16, and so is an element of F16, so that only the last bits differ.
 
 #![expect(clippy::inline_always, reason = "a call would keep a kernel's registers from staying where they are")]
 #![expect(clippy::needless_range_loop, reason = "an iterator that is not inlined would keep registers in memory")]
@@ -10,6 +11,10 @@ use std::fmt;
 
 use half::{bf16, f16};
 
+use crate::bf16_product;
+use crate::bf16_rows::{Bf16Parts, Bf16Rows};
+use crate::format::BLOCK;
+use crate::kernels::Bf16Weights;
 use crate::matrix::{Columns, NotRows, Output, with_scratch};
 use crate::packing::{self, FillPiece, MatrixShape, StoredRows};
 use crate::storage::Storage;
@@ -73,6 +78,11 @@ impl FloatFormat {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
         }
+    }
+
+    /// Whether an element is one bf16 or two without loss.
+    const fn is_bf16_parts(self) -> bool {
+        matches!(self, Self::F16 | Self::Bf16)
     }
 
     /// Bytes of a packed matrix; `None` where K is odd, or the number has no room.
@@ -191,6 +201,9 @@ impl FloatMatrix {
         let num_rows = activations.len() / self.num_inputs;
         assert_eq!(activations.len(), num_rows * self.num_inputs, "activations are whole rows");
         out.check(num_rows, self.num_outputs);
+        if num_rows == 0 {
+            return;
+        }
         let out = Output::new(out, self.num_outputs);
         let num_tiles = self.num_outputs.div_ceil(TILE);
         let tiles_per_unit = kernel::tiles_at_once(level, num_rows);
@@ -224,6 +237,27 @@ impl FloatMatrix {
                 }
             });
         });
+    }
+
+    /// Whether [`Self::matmul_bf16`] multiplies it, here.
+    pub fn multiplies_bf16(&self) -> bool {
+        self.format.is_bf16_parts() && self.num_inputs.is_multiple_of(BLOCK) && Bf16Rows::is_supported()
+    }
+
+    /// `rows` `[T, K]`, each value two bf16, times the weights, one bf16 or two → `out` `[T, N]`: but for the last bits what
+    /// [`Self::matmul`] gives. A row of it depends on that row alone.
+    ///
+    /// # Panics
+    /// If sizes differ, or there are rows and [`Self::multiplies_bf16`] says no.
+    pub fn matmul_bf16(&self, rows: &Bf16Rows, out: Columns<'_>, threads: &dyn Threads) {
+        assert!(rows.num_rows() == 0 || self.multiplies_bf16(), "{self:?} as bf16");
+        assert_eq!(rows.parts(), Bf16Parts::Two, "rows beside floats");
+        let weights = Bf16Weights {
+            bytes: self.storage.bytes(),
+            format: self.format.into(),
+            num_groups: self.num_inputs / BLOCK,
+        };
+        bf16_product::matmul(&weights, (self.num_outputs, self.num_inputs), rows, out, threads);
     }
 
     /// Bytes of so many tiles in f32, or nothing where so many rows are better off without.

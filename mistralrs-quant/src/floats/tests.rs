@@ -2,7 +2,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::CallingThread;
+use crate::tests::{Scoped, has_matrix_unit};
+use crate::{CallingThread, Source};
 
 const FORMATS: [FloatFormat; 3] = [FloatFormat::F32, FloatFormat::F16, FloatFormat::Bf16];
 
@@ -144,4 +145,71 @@ fn bytes_that_are_not_whole_rows_are_refused() {
     assert_eq!(error(FloatFormat::F32, 8, 33), "33 bytes are not whole rows of 8 inputs in F32");
     assert_eq!(error(FloatFormat::F16, 7, 14), "14 bytes are not whole rows of 7 inputs in F16");
     assert_eq!(error(FloatFormat::F32, 0, 0), "0 bytes are not whole rows of 0 inputs in F32");
+}
+
+fn bf16_product(matrix: &FloatMatrix, activations: &[f32], threads: &dyn Threads) -> Vec<f32> {
+    let mut rows = Bf16Rows::default();
+    rows.fill(Source::Rows(activations), (matrix.num_inputs(), Bf16Parts::Two), threads);
+    let mut out = vec![f32::NAN; rows.num_rows() * matrix.num_outputs()];
+    matrix.matmul_bf16(&rows, Columns::all(&mut out, matrix.num_outputs()), threads);
+    out
+}
+
+/// Outputs and inputs of products by the matrix unit: whole and partial tiles, one and several parts of the inputs.
+const BF16_SHAPES: [(usize, usize); 5] = [(16, 64), (77, 32), (192, 96), (150, 704), (33, 2048)];
+
+#[test]
+fn a_product_of_two_bf16_is_nearly_as_exact_as_in_f32() {
+    if !has_matrix_unit() {
+        return;
+    }
+    for format in [FloatFormat::F16, FloatFormat::Bf16] {
+        for shape in BF16_SHAPES {
+            let (weights, packed) = weights(format, shape);
+            let activations = random(2, 37 * shape.1);
+            let found = bf16_product(&packed, &activations, &CallingThread);
+            for (row, found) in activations.chunks_exact(shape.1).zip(found.chunks_exact(shape.0)) {
+                for (weights, found) in weights.iter().zip(found) {
+                    let products = row.iter().zip(weights).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                    let (sum, magnitude) =
+                        products.fold((0.0, 0.0), |(sum, all), product| (sum + product, all + product.abs()));
+                    let error = (f64::from(*found) - sum).abs();
+                    assert!(
+                        error <= magnitude / 65_536.0,
+                        "{packed:?}: {found} is not {sum} within {magnitude} / 65536"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_two_bf16_has_the_same_bits_alone_among_others_and_on_any_number_of_threads() {
+    if !has_matrix_unit() {
+        return;
+    }
+    for format in [FloatFormat::F16, FloatFormat::Bf16] {
+        for shape in BF16_SHAPES {
+            let (_, packed) = weights(format, shape);
+            let activations = random(2, MAX_ROWS * shape.1);
+            let all = bf16_product(&packed, &activations, &CallingThread);
+            for num_rows in NUM_ROWS {
+                let skipped = MAX_ROWS - num_rows;
+                for num_threads in [1, 2, 5] {
+                    let found = bf16_product(&packed, &activations[skipped * shape.1..], &Scoped(num_threads));
+                    let is_same = bits(&found) == bits(&all[skipped * shape.0..]);
+                    assert!(is_same, "{packed:?}: {num_rows} rows, {num_threads} threads");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_sum_of_two_bf16_is_multiplied_in_f32() {
+    let multiplies_bf16 = |format, num_inputs| weights(format, (16, num_inputs)).1.multiplies_bf16();
+    assert!(!multiplies_bf16(FloatFormat::F32, 64), "24 bits");
+    assert!(!multiplies_bf16(FloatFormat::Bf16, 48), "half a block");
+    assert_eq!(multiplies_bf16(FloatFormat::F16, 64), Bf16Rows::is_supported());
 }

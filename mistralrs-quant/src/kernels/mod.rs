@@ -23,7 +23,8 @@ use std::ops::Range;
 
 use crate::activations::{self, RowSlots};
 use crate::bf16_rows::{Bf16Rows, Bf16Slots};
-use crate::matrix::{Output, Tiles};
+use crate::matrix::Output;
+use crate::weight_format::WeightFormat;
 use lanes::PlainLanes;
 
 #[cfg(not(target_endian = "little"))]
@@ -113,10 +114,22 @@ pub(crate) unsafe fn run(level: Level, job: &mut Job<'_>) {
     }
 }
 
+/// A matrix that is multiplied as bf16.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by kernels of x86-64"))]
+pub(crate) struct Bf16Weights<'a> {
+    /// Tiles of 16 outputs.
+    pub(crate) bytes: &'a [u8],
+    /// Not F32.
+    pub(crate) format: WeightFormat,
+    /// Of a tile: a group is a block of the file, or 32 floats of each output.
+    pub(crate) num_groups: usize,
+}
+
 /// The part of a product of bf16 that one unit of work computes.
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by kernels of x86-64"))]
 pub(crate) struct Bf16Job<'a> {
-    pub(crate) weights: Tiles<'a>,
+    pub(crate) weights: Bf16Weights<'a>,
     pub(crate) rows: &'a Bf16Rows,
     pub(crate) out: Output<'a>,
     /// Of the matrix.
