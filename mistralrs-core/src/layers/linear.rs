@@ -171,8 +171,8 @@ pub struct Pass<'a> {
     /// Memory.
     pub scratch: &'a Scratch,
     /// The first rows of the input that are tokens which a model generated. The others, of prompts, are many at a time: beside
-    /// all weights but F32, and floats of odd widths, they are multiplied as bf16 where the CPU has a matrix unit for that. Which of the two a row is decides
-    /// its precision, never how many there are.
+    /// all weights but F32, and other floats whose K is not whole blocks of 32, they are multiplied as bf16 where the CPU has a
+    /// matrix unit for that. Which of the two a row is decides its precision, never how many there are.
     pub num_generated_rows: usize,
 }
 
