@@ -20,6 +20,8 @@ mod weights;
 pub(crate) use product::{Job, MAX_EXPANDED_BYTES, TILES_AT_ONCE};
 
 use std::ops::Range;
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
 
 use crate::activations::{self, RowSlots};
 use crate::bf16_rows::{Bf16Rows, Bf16Slots};
@@ -89,6 +91,23 @@ impl Level {
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         &[Self::Plain]
     }
+}
+
+/// Whether AMD made this CPU, whose caches want to be used in another way than Intel's.
+#[cfg(target_arch = "x86_64")]
+fn is_made_by_amd() -> bool {
+    use std::arch::x86_64::__cpuid;
+
+    static IS_MADE_BY_AMD: OnceLock<bool> = OnceLock::new();
+    *IS_MADE_BY_AMD.get_or_init(|| {
+        let maker = __cpuid(0);
+        [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+    })
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_made_by_amd() -> bool {
+    false
 }
 
 /// Computes `job`.
