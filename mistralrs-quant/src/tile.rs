@@ -80,13 +80,12 @@ impl BlockFormat {
         }
         let planes = group[self.group_layout().codes..].chunks_exact_mut(self.block_layout().num_bytes);
         for (index, planes) in planes.enumerate() {
-            let mut quads = [[0; PLANE_BYTES]; QUADS];
-            for (lane, block) in blocks.iter().enumerate() {
-                let codes = &block.codes.as_chunks::<BLOCK>().0[index];
-                for (quad, codes) in quads.iter_mut().zip(codes.as_chunks::<QUAD>().0) {
-                    quad.as_chunks_mut::<QUAD>().0[lane] = *codes;
-                }
+            if self.bits() == 8 {
+                write_quads(blocks, index, planes.as_chunks_mut().0);
+                continue;
             }
+            let mut quads = [[0; PLANE_BYTES]; QUADS];
+            write_quads(blocks, index, &mut quads);
             self.block_layout().write_planes(planes, &quads);
         }
     }
@@ -147,12 +146,9 @@ impl BlockFormat {
 }
 
 impl BlockLayout {
-    /// Cuts the codes of a block up and sets their pieces in its planes.
+    /// Cuts the codes of a block, which have fewer than 8 bits, up and sets their pieces in its planes.
     fn write_planes(self, planes: &mut [u8], quads: &[[u8; PLANE_BYTES]; QUADS]) {
         let planes = planes.as_chunks_mut::<PLANE_BYTES>().0;
-        if self.bits == 8 {
-            return planes.copy_from_slice(quads);
-        }
         let (bits, rest) = planes.split_at_mut(self.pairs / PLANE_BYTES);
         let (pairs, nibbles) = rest.split_at_mut((self.nibbles - self.pairs) / PLANE_BYTES);
         // A single bit lies above the others.
@@ -186,6 +182,17 @@ impl BlockLayout {
             code |= nibble << (8 - self.bits);
         }
         code
+    }
+}
+
+/// The codes of 32 inputs, block `index` of `blocks`, which are by output, quad by quad.
+#[inline]
+fn write_quads(blocks: &[Block; TILE], index: usize, quads: &mut [[u8; PLANE_BYTES]]) {
+    for (lane, block) in blocks.iter().enumerate() {
+        let codes = &block.codes.as_chunks::<BLOCK>().0[index];
+        for (quad, codes) in quads.iter_mut().zip(codes.as_chunks::<QUAD>().0) {
+            quad.as_chunks_mut::<QUAD>().0[lane] = *codes;
+        }
     }
 }
 

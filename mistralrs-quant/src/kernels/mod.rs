@@ -95,7 +95,7 @@ impl Level {
 
 /// Whether AMD made this CPU, whose caches want to be used in another way than Intel's.
 #[cfg(target_arch = "x86_64")]
-fn is_made_by_amd() -> bool {
+pub(crate) fn is_made_by_amd() -> bool {
     use std::arch::x86_64::__cpuid;
 
     static IS_MADE_BY_AMD: OnceLock<bool> = OnceLock::new();
@@ -106,7 +106,7 @@ fn is_made_by_amd() -> bool {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn is_made_by_amd() -> bool {
+pub(crate) fn is_made_by_amd() -> bool {
     false
 }
 
@@ -241,4 +241,14 @@ pub(crate) fn rms_norm(level: Level, input: &[f32], norm: (&[f32], f32), out: &m
 /// `out = silu(gate) · up`, a row.
 pub(crate) fn swiglu(level: Level, gate: &[f32], up: &[f32], out: &mut [f32]) {
     for_each_level!(level, swiglu(gate, up, out), elementwise::swiglu(gate, up, out));
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    fn the_maker_is_who_the_system_says() {
+        let system = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        assert_eq!(super::is_made_by_amd(), system.contains("AuthenticAMD"));
+    }
 }

@@ -322,7 +322,9 @@ pub(super) unsafe fn multiply<L: Lanes, W: Weights, const R: usize, const V: usi
             }
             for block in 0..W::BLOCKS {
                 if tiles.is_asked_for {
-                    groups.iter().for_each(|group| prefetch_block::<L, W>(*group, block));
+                    for group in groups {
+                        prefetch_block::<L, W>(group, block);
+                    }
                 }
                 multiply_block::<L, W, R, V>((groups, block), &mut rows, &mut out);
             }
