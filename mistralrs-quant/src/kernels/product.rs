@@ -208,7 +208,7 @@ struct StripPart<'a> {
 /// As [`run`]'s; the strip has R rows.
 unsafe fn multiply_tiles<L: Lanes, W: Weights, const R: usize, const V: usize>(tiles: &TileRun, strip: &StripPart<'_>) {
     let tile_bytes = tiles.num_groups * W::GROUP_BYTES;
-    let is_asked_for = !W::IS_EXPANDED && R > rows_left_to_the_cpu();
+    let is_asked_for = R > rows_left_to_the_cpu();
     for first in (0..tiles.tiles.len()).step_by(V) {
         // Where fewer are left the last one stands in for those that are missing, and is not stored again.
         let last = tiles.tiles.len() - 1;
@@ -226,7 +226,7 @@ pub(super) struct TileGroups<const V: usize> {
     at: [*const u8; V],
     /// Of each.
     len: usize,
-    /// Whether lines are asked for before they are read.
+    /// Whether lines are asked for before they are read, if tiles are stored ones.
     is_asked_for: bool,
 }
 
@@ -321,7 +321,7 @@ pub(super) unsafe fn multiply<L: Lanes, W: Weights, const R: usize, const V: usi
                 *tile = tile.add(group * W::GROUP_BYTES);
             }
             for block in 0..W::BLOCKS {
-                if tiles.is_asked_for {
+                if !W::IS_EXPANDED && tiles.is_asked_for {
                     for group in groups {
                         prefetch_block::<L, W>(group, block);
                     }
