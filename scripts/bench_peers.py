@@ -9,6 +9,7 @@ scripts/bench_peers.sh. Needs nothing but Python.
 """
 
 import argparse
+import contextlib
 import json
 import mmap
 import os
@@ -81,7 +82,9 @@ def provide_memory(num_bytes):
     on some, which says nothing about whoever starts next."""
     num_bytes = min(num_bytes, available_bytes() // 2)
     with mmap.mmap(-1, num_bytes) as memory:
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        # A system without huge pages refuses.
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
         for page in range(0, num_bytes, mmap.PAGESIZE):
             memory[page] = 1
 

@@ -41,7 +41,7 @@ check() {
 }
 
 apt_install_for valgrind valgrind
-# valgrind's CPU is made by nobody that the system knows.
+# valgrind's CPU may be of another maker than the system's.
 check mistralrs-quant --skip the_maker_is_who_the_system_says
 check mistralrs-paged-attn --skip block_manager:: --skip prefix_cache:: --skip a_token_has_the_same_bits --skip over_many_spans
 say "Kernels in plain loops and AVX2 touch no memory but their own"
